@@ -1,0 +1,414 @@
+"""Dreamer: an actor and a critic that learn inside a learned world model.
+
+The order of ``update`` is the paper's: learn the model from replayed sequences, imagine rollouts from
+their states, learn the critic and the actor from those. Source: Hafner et al., "Mastering diverse
+control tasks through world models" (Nature, 2025), called DreamerV3; what our own presets change is
+said where it is changed.
+
+Letters: B sequences, T steps, N imagined rollouts, H imagined steps, A action, F features.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import gymnasium as gym
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from mbrl.distributions import BoundedNormal, OneHotChoice, SymexpTwoHot
+from mbrl.dynamics.rssm import RSSMConfig
+from mbrl.errors import UserError
+from mbrl.interfaces import Imagined, State
+from mbrl.networks import MLP, Head, Linear
+from mbrl.optim import LaProp, track
+from mbrl.replay import Batch, Replay
+from mbrl.returns import ReturnScale, lambda_return
+from mbrl.spaces import ActionSpec, check_observation_space
+from mbrl.steps import Steps
+from mbrl.training import TrainConfig
+from mbrl.world_model import WorldModel, WorldModelConfig, frozen
+
+
+@dataclass(frozen=True)
+class DreamerConfig:
+    model: WorldModelConfig = field(default_factory=WorldModelConfig)
+    """The world model."""
+    batch_size: int = 16
+    """B: replayed sequences in an update."""
+    batch_length: int = 64
+    """T: steps of a sequence, beside one step of context."""
+    horizon: int = 15
+    """H: imagined steps."""
+    starts: int | None = None
+    """N: imagined rollouts, from states drawn among the B T replayed ones; None: from all of them."""
+    actor_gradient: str = "reinforce"
+    """"reinforce", or "pathwise": through the imagined dynamics (continuous actions only)."""
+    actor_layers: int = 3
+    """Hidden layers of the actor, as wide as the model's heads."""
+    critic_layers: int = 3
+    """Hidden layers of the critic."""
+    lam: float = 0.95
+    """Lambda of the returns."""
+    entropy: float = 3e-4
+    """Weight of the actor's entropy."""
+    saturation: float = 0.01
+    """Pathwise only: penalty on an actor's mean before its tanh, squared beyond 1."""
+    return_rate: float = 0.01
+    """Rate of the return normaliser."""
+    return_minimum: float = 1.0
+    """Returns whose range is smaller than this are not scaled up."""
+    return_debias: bool = False
+    """Debias the return normaliser, so that it holds from the first update."""
+    slow_rate: float = 0.02
+    """How fast the slow critic follows the critic."""
+    slow_scale: float = 1.0
+    """Weight of the critic's loss towards the slow critic."""
+    repval_scale: float = 0.3
+    """Weight of the critic's loss on replayed rewards."""
+    lr: float = 4e-5
+    """Learning rate of the world model."""
+    behaviour_lr: float | None = None
+    """Learning rate of actor and critic; None: the same."""
+    agc: float = 0.3
+    """Adaptive gradient clipping: the longest gradient, relative to its parameter."""
+    warmup: int = 1000
+    """Updates over which the learning rate rises."""
+
+
+class Actor(nn.Module):
+    """Features (..., F) -> a distribution over actions (..., A)."""
+
+    def __init__(self, features: int, spec: ActionSpec, units: int, layers: int, norm: str):
+        super().__init__()
+        self.distribution = OneHotChoice if spec.discrete else BoundedNormal
+        self.mlp = MLP(features, units, layers, norm)
+        # Mean and deviation have a layer each: gradients are clipped per tensor.
+        count = 1 if spec.discrete else 2
+        self.out = nn.ModuleList(Linear(self.mlp.outputs, spec.size, scale=0.01) for _ in range(count))
+
+    def forward(self, features: Tensor) -> BoundedNormal | OneHotChoice:
+        x = self.mlp(features)
+        return self.distribution(*[out(x) for out in self.out])
+
+
+class Dreamer:
+    """Implements interfaces.Agent.
+
+    Args:
+        config: everything that can be chosen.
+        observation_space: flat Dict of Box and Discrete.
+        action_space: Box or Discrete.
+        device: where the networks live.
+
+    Raises:
+        UserError: a space that is not supported.
+    """
+
+    def __init__(
+        self,
+        config: DreamerConfig,
+        observation_space: gym.Space,
+        action_space: gym.Space,
+        device: torch.device | str = "cpu",
+    ):
+        self.config, self.device = config, torch.device(device)
+        self.space: spaces.Dict = check_observation_space(observation_space)
+        self.spec = ActionSpec.of(action_space)
+        if config.actor_gradient not in ("reinforce", "pathwise"):
+            raise UserError(f"actor_gradient {config.actor_gradient!r} is unknown; use 'reinforce' or 'pathwise'")
+        self.pathwise = config.actor_gradient == "pathwise" and not self.spec.discrete
+        model = config.model
+        self.world_model = WorldModel(model, self.space, self.spec.size)
+        features = self.world_model.feature_size
+        self.actor = Actor(features, self.spec, model.units, config.actor_layers, model.norm)
+        self.critic = Head(features, (model.bins,), model.units, config.critic_layers, scale=0.0, norm=model.norm)
+        self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.modules = nn.ModuleDict(
+            {"world_model": self.world_model, "actor": self.actor, "critic": self.critic, "slow_critic": self.slow_critic}
+        ).to(self.device)
+        self.optimiser = LaProp(self._parameter_groups(), lr=config.lr, agc=config.agc, warmup=config.warmup)
+        self.returns = ReturnScale(config.return_rate, config.return_minimum, config.return_debias)
+        self.min_steps = config.batch_length + 1
+        """Steps a replay must hold before the first update."""
+        self.last_batch: Batch | None = None
+        """What the last update learnt from; kept for a post-mortem."""
+
+    # ---- acting --------------------------------------------------------------------------------
+
+    def initial_state(self, n: int) -> State:
+        return self.world_model.dynamics.initial_state(n)
+
+    @torch.no_grad()
+    def act(self, step: Steps, state: State, explore: bool) -> tuple[Tensor, State]:
+        """Filter the step (N,), then sample the policy, or take its mode."""
+        state = self.world_model.observe(step.to(self.device), state)
+        policy = self.actor(self.world_model.dynamics.features(state))
+        return (policy.sample() if explore else policy.mode).cpu(), state
+
+    def latent_spec(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        c = self.config.model.rssm
+        return {"deter": ((c.deter,), torch.float16), "stoch": ((c.stoch,), torch.uint8)}
+
+    def latents(self, state: State) -> State:
+        """Half-precision deter and class indices as bytes: a quarter of the floats' size or less."""
+        stoch = state["stoch"].detach().argmax(-1).to("cpu", torch.uint8)
+        return {"deter": state["deter"].detach().to("cpu", torch.float16), "stoch": stoch}
+
+    def _restore(self, latents: State) -> State:
+        """The inverse of ``latents``."""
+        latents = {name: value.to(self.device) for name, value in latents.items()}
+        stoch = nn.functional.one_hot(latents["stoch"].long(), self.config.model.rssm.classes).float()
+        return {"deter": latents["deter"].float(), "stoch": stoch}
+
+    # ---- learning ------------------------------------------------------------------------------
+
+    def update(self, replay: Replay) -> dict[str, Tensor | float]:
+        """One gradient update of world model, critic and actor; rewrites the batch's latents."""
+        self.last_batch = batch = replay.sample(self.config.batch_size, self.config.batch_length + 1)
+        steps = batch.steps.to(self.device)[:, 1:]
+        context = self._restore({name: value[:, 0] for name, value in batch.latents.items()})
+        self.world_model.encoder.update(steps.obs)
+
+        losses, states, metrics = self.losses(steps, context)
+        total = torch.stack([value.mean() for value in losses.values()]).sum()
+        self.optimiser.zero_grad()
+        total.backward()
+        self.optimiser.step()
+        track(self.slow_critic, self.critic, self.config.slow_rate)
+
+        env, time = batch.index
+        replay.write_latents((env, time[:, 1:]), self.latents(states))
+        metrics |= {f"train/loss/{name}": value.detach().mean() for name, value in losses.items()}
+        return metrics | {"train/loss/total": total.detach()}
+
+    def losses(self, steps: Steps, context: State) -> tuple[dict[str, Tensor], State, dict[str, Tensor | float]]:
+        """All losses by name, scaled, not yet averaged; the posterior states (B, T); metrics.
+
+        Args:
+            steps: (B, T).
+            context: (B,) state before the first step.
+        """
+        dynamics = self.world_model.dynamics
+        losses, states = self.world_model.loss(steps, context)  # (B, T)
+
+        chosen = self._choose_starts(steps)  # (N,) among the B T states
+        start = {name: value.detach().flatten(0, 1)[chosen] for name, value in states.items()}
+        imagined, returns = self._imagine(start)  # (N, H+1), (N, H)
+        self.returns.update(returns)
+        policy_loss, value_loss, metrics = self._behaviour_losses(imagined, returns)
+
+        features = dynamics.features(states)  # (B, T, F)
+        bootstrap = self._bootstrap(features, chosen, returns)
+        repval = self._replay_value_loss(features, steps, bootstrap)
+        losses |= {"policy": policy_loss, "value": value_loss, "repval": self.config.repval_scale * repval}
+        return losses, states, metrics
+
+    def _imagine(self, start: State) -> tuple[Imagined, Tensor]:
+        """Rollouts (N, H+1) from the start states (N,), and their lambda-returns (N, H).
+
+        Gradients reach the actor through both only if the actor's gradient is pathwise; they never
+        reach the world model or the critic.
+        """
+
+        def policy(features: Tensor) -> Tensor:
+            return self.actor(features.detach()).sample()
+
+        with frozen(self.world_model, self.critic), torch.set_grad_enabled(self.pathwise):
+            imagined = self.world_model.imagine(policy, start, self.config.horizon)
+            value = SymexpTwoHot(self.critic(imagined.features)).mean
+            # The continue probability already holds the discount.
+            return imagined, lambda_return(imagined.reward, imagined.proceed, value, self.config.lam)
+
+    def _behaviour_losses(self, imagined: Imagined, returns: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor | float]]:
+        """Actor and critic losses (N, H) on imagined rollouts (eqs. 7, 8 and 10)."""
+        features = imagined.features.detach()[:, :-1]
+        weight = imagined.proceed.detach().cumprod(1)[:, :-1]  # the chance to get there alive
+        scale = self.returns.scale
+
+        critic = SymexpTwoHot(self.critic(features))
+        value_loss = weight * self._value_loss(critic, features, returns.detach())
+
+        policy = self.actor(features)
+        entropy = policy.entropy()
+        if self.pathwise:
+            gain = returns / scale
+        else:
+            advantage = (returns - critic.mean.detach()) / scale
+            gain = policy.log_prob(imagined.action[:, :-1].detach()) * advantage
+        policy_loss = -weight * (gain + self.config.entropy * entropy)
+        if self.pathwise:
+            # A saturated tanh has no gradient to come back by.
+            excess = torch.relu(policy.raw_mean.abs() - 1).square().sum(-1)
+            policy_loss = policy_loss + weight * self.config.saturation * excess
+        metrics: dict[str, Tensor | float] = {
+            "train/entropy": entropy.detach().mean(),
+            "train/saturated": (policy.mode.detach().abs() > 0.97).float().mean(),
+            "train/return_scale": scale,
+            "train/imagined_return": returns.detach().mean(),
+            "train/imagined_reward": imagined.reward.detach().mean(),
+        }
+        return policy_loss, value_loss, metrics
+
+    def _value_loss(self, critic: SymexpTwoHot, features: Tensor, target: Tensor) -> Tensor:
+        """(...): towards the returns, and towards the slow critic as a regulariser."""
+        with torch.no_grad():
+            slow = SymexpTwoHot(self.slow_critic(features)).mean
+        return critic.loss(target) + self.config.slow_scale * critic.loss(slow)
+
+    def _choose_starts(self, steps: Steps) -> Tensor:
+        """(N,) indices among the B T replayed states, all of them or without replacement."""
+        total = steps.reward.numel()
+        if self.config.starts is None or self.config.starts >= total:
+            return torch.arange(total, device=self.device)
+        return torch.randperm(total, device=self.device)[: self.config.starts]
+
+    @torch.no_grad()
+    def _bootstrap(self, features: Tensor, chosen: Tensor, returns: Tensor) -> Tensor:
+        """(B, T): the imagined return of the states that were imagined from, else the critic's value."""
+        lead = features.shape[:2]
+        if len(chosen) == lead.numel():
+            return returns[:, 0].detach().reshape(lead)
+        value = SymexpTwoHot(self.critic(features)).mean.flatten()
+        value[chosen] = returns[:, 0].detach()
+        return value.reshape(lead)
+
+    def _replay_value_loss(self, features: Tensor, steps: Steps, bootstrap: Tensor) -> Tensor:
+        """(B, T-1): the critic on replayed rewards; its gradient shapes the world model too."""
+        live = (~steps.is_terminal).float() * (1 - 1 / self.config.model.horizon)
+        lam = (~steps.is_last).float() * self.config.lam
+        returns = lambda_return(steps.reward, live, bootstrap, lam)
+        features = features[:, :-1]
+        return (~steps.is_last[:, :-1]).float() * self._value_loss(SymexpTwoHot(self.critic(features)), features, returns)
+
+    # ---- looking at it -------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def report(self, replay: Replay) -> dict[str, Any]:
+        """Open-loop prediction: filter some steps, then dream with the actions that were really taken.
+
+        Returns:
+            "report/open_loop_error": per horizon, the mean absolute error of vectors in the networks'
+            units and of images in [0, 1]; "report/truth" and "report/dream" (T, dims) of one sequence
+            in the environment's units, or "report/video" (T, H, 3 W, C) truth, dream, error.
+        """
+        seen, horizon = 8, max(15, self.config.horizon)
+        if not replay.ready(seen + horizon + 1):
+            return {}
+        batch = replay.sample(16, seen + horizon + 1)
+        steps, dynamics = batch.steps.to(self.device)[:, 1:], self.world_model.dynamics
+        context = self._restore({name: value[:, 0] for name, value in batch.latents.items()})
+        embed = self.world_model.encoder(steps.obs, lead=2)
+        past, _ = dynamics.observe(embed[:, :seen], steps.action[:, :seen], steps.is_first[:, :seen], context)
+        state = {name: value[:, -1] for name, value in past.items()}
+        path = []
+        for action in steps.action[:, seen:].unbind(1):
+            state = dynamics.step(state, action)
+            path.append(state)
+        dreamt = {name: torch.stack([s[name] for s in path], 1) for name in state}
+        future = steps[:, seen:]
+        valid = ~(future.is_first.cumsum(1) > 0)  # a dream knows nothing of resets
+        errors = self.world_model.errors(future.obs, dreamt)
+        result: dict[str, Any] = {
+            "report/open_loop_error": ((errors * valid).sum(0) / valid.sum(0).clamp_min(1)).tolist(),
+        }
+        whole = {name: torch.cat([past[name], dreamt[name]], 1)[:1] for name in past}
+        return result | pictures(steps[:1], self.world_model.decode(whole))
+
+    def describe(self) -> str:
+        """One line: encoders, action head, size."""
+        parts = [f"{key} {tuple(s.shape or ())} -> {'CNN' if key in self.world_model.encoder.images else 'MLP'}"
+                 for key, s in self.space.spaces.items()]  # fmt: skip
+        kind = "Discrete" if self.spec.discrete else "Box"
+        return f"obs {', '.join(parts)}   action {kind}({self.spec.size})   {self.num_parameters / 1e6:.2f} M params"
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained parameters; the slow critic is not among them."""
+        return sum(p.numel() for p in self.modules.parameters() if p.requires_grad)
+
+    def state_dict(self) -> dict[str, Any]:
+        optimiser = self.optimiser.state_dict()
+        return {"model": self.modules.state_dict(), "optimiser": optimiser, "returns": self.returns.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.modules.load_state_dict(state["model"])
+        if "optimiser" in state:
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.returns.load_state_dict(state["returns"])
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        behaviour = [*self.actor.parameters(), *self.critic.parameters()]
+        lr = self.config.behaviour_lr or self.config.lr
+        return [{"params": list(self.world_model.parameters())}, {"params": behaviour, "lr": lr}]
+
+
+def pictures(steps: Steps, decoded: dict[str, Tensor]) -> dict[str, Any]:
+    """Truth and dream of the first sequence, as an image strip where there are images, else as curves."""
+    images = [key for key, value in steps.obs.items() if value.dtype == torch.uint8 and value.ndim == 5]
+    if images:
+        truth = steps.obs[images[0]][0].float() / 255
+        dream = decoded[images[0]][0]
+        strip = torch.cat([truth, dream, (dream - truth + 1) / 2], 2)
+        return {"report/video": (strip * 255).round().to(torch.uint8).cpu().numpy()}
+    keys = [key for key, value in steps.obs.items() if value.is_floating_point()]
+    if not keys:
+        return {}
+    length = len(steps.reward[0])
+    truth, dream = (
+        torch.cat([obs[key][0].reshape(length, -1) for key in keys], -1) for obs in (steps.obs, decoded)
+    )
+    return {"report/truth": truth.cpu().numpy(), "report/dream": dream.cpu().numpy()}
+
+
+# ---- presets: functions that return a configuration -------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Preset:
+    agent: DreamerConfig
+    training: TrainConfig
+
+
+def sized(units: int) -> WorldModelConfig:
+    """One dial for the official sizes: 64 is size1m, 256 size12m, 1024 size200m; 32 is our ``micro``."""
+    classes = max(4, units // 16)
+    rssm = RSSMConfig(deter=8 * units, classes=classes, hidden=units)
+    return WorldModelConfig(rssm=rssm, units=units, depth=classes)
+
+
+def reference() -> Preset:
+    """The official agent's size1m and losses, one update for every 1024 replayed steps as it does."""
+    agent = DreamerConfig(model=sized(64))
+    return Preset(agent, TrainConfig(steps=500_000, update_ratio=1.0, prefill=0))
+
+
+def laptop() -> Preset:
+    """What learns most per hour on two CPU cores."""
+    model = replace(sized(32), units=64, layers=2, bins=127, norm="layer", normalise=True)
+    agent = DreamerConfig(
+        model=replace(model, rssm=replace(model.rssm, hidden=64)),
+        batch_length=32,
+        starts=64,
+        actor_gradient="pathwise",
+        actor_layers=2,
+        critic_layers=2,
+        return_debias=True,
+        lr=1e-3,
+        behaviour_lr=5e-4,
+        warmup=100,
+    )
+    return Preset(agent, TrainConfig())
+
+
+def debug() -> Preset:
+    """Everything runs, in seconds; nothing is learnt."""
+    model = replace(sized(8), rssm=RSSMConfig(deter=16, stoch=4, classes=4, hidden=8, blocks=2), bins=15)
+    agent = DreamerConfig(model=model, batch_size=4, batch_length=8, horizon=3, warmup=0, lr=1e-3)
+    training = TrainConfig(
+        steps=400, update_ratio=0.1, prefill=40, eval_every=200, eval_episodes=2, final_episodes=2, log_every=100
+    )
+    return Preset(agent, training)

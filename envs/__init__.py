@@ -1,0 +1,105 @@
+"""Environments by name, all with the same face: a flat dict of observations, and resumable.
+
+    env = make_env("dmc/walker-walk")
+    envs = make_envs("CartPole-v1", num_envs=4, parallel=True)
+
+A name is a Gymnasium id, `dmc/walker-walk` (or `dm_control/walker-walk-v0`), `module:EnvId-v0`,
+`path/to/file.py:Class` (or a function in it that returns an environment), or, in Python, a callable.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector.utils import create_empty_array
+
+from envs import dmc, gym
+from envs.errors import EnvError
+from envs.wrappers import ActionRepeat, Env, FlatDict, Resumable, State
+
+__all__ = ["EnvError", "Name", "get_states", "make_env", "make_envs", "restore", "set_states"]
+
+Name = str | Callable[..., Any]
+Vector = SyncVectorEnv[Any, Any] | AsyncVectorEnv[Any, Any]
+StepResult = tuple[Any, Any, Any, Any, dict[str, Any]]
+
+
+def make_env(
+    name: Name,
+    *,
+    action_repeat: int | None = None,
+    max_episode_steps: int | None = None,
+    render_mode: str | None = None,
+    render_size: int = 240,
+) -> Env:
+    """One environment with a flat Dict observation space and its own action space.
+
+    `action_repeat` is 2 for dm_control and 1 for the others unless given; `max_episode_steps` counts the
+    simulator's steps, repeats included; `render_size` is the side of dm_control's square pictures.
+    """
+    for label, number in (("action_repeat", action_repeat), ("max_episode_steps", max_episode_steps)):
+        if number is not None and number < 1:
+            raise EnvError(f"{label} must be 1 or more, not {number}.")
+    if isinstance(name, str) and dmc.is_dmc(name):
+        repeat = action_repeat or dmc.DEFAULT_ACTION_REPEAT
+        env: Env = dmc.DmControl(
+            name,
+            action_repeat=repeat,
+            max_episode_steps=max_episode_steps,
+            render_mode=render_mode,
+            render_size=render_size,
+        )
+        return Resumable(env, repeat)
+    repeat = action_repeat or 1
+    env = gym.make(name, max_episode_steps, render_mode)
+    return Resumable(FlatDict(ActionRepeat(env, repeat) if repeat > 1 else env), repeat)
+
+
+def make_envs(name: Name, num_envs: int, *, parallel: bool = False, **kwargs: Any) -> Vector:
+    """Several copies of an environment; in processes of their own if `parallel`. See make_env for `kwargs`.
+
+    Episodes that end are reset by the next step (NEXT_STEP). The result has an attribute `action_repeat`.
+    """
+    if num_envs < 1:
+        raise EnvError(f"num_envs must be 1 or more, not {num_envs}.")
+    makers = [partial(make_env, name, **kwargs)] * num_envs
+    if not parallel:
+        envs: Vector = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
+    else:
+        try:
+            envs = AsyncVectorEnv(makers, context="spawn", autoreset_mode=AutoresetMode.NEXT_STEP)
+        except (EOFError, ConnectionError) as error:
+            raise EnvError(
+                "A worker process died while it started; its own message is above. "
+                "If this is a script of yours, put what it runs under: if __name__ == '__main__':"
+            ) from error
+    envs.action_repeat = envs.get_attr("action_repeat")[0]  # type: ignore[union-attr]
+    return envs
+
+
+def get_states(envs: Vector) -> list[State]:
+    """The running episode of each environment, as plain data to save."""
+    return list(envs.call("get_state"))
+
+
+def restore(envs: Vector, states: Sequence[State]) -> tuple[list[bool], StepResult]:
+    """Continue the saved episodes: which were restored exactly, and what the vector's last step gave out.
+
+    The next `envs.step` does what it would have done without the interruption, automatic resets included.
+    Where an episode did not come out the same, that environment starts a new one: its observation is then
+    a reset's, with reward 0.
+    """
+    if len(states) != envs.num_envs:
+        raise EnvError(f"There are {len(states)} saved episodes for {envs.num_envs} environments.")
+    envs.set_attr("pending", list(states))
+    envs.reset()
+    ignored = create_empty_array(envs.single_action_space, envs.num_envs, fn=np.zeros)
+    last = envs.step(ignored)
+    return list(envs.get_attr("restored")), last
+
+
+def set_states(envs: Vector, states: Sequence[State]) -> list[bool]:
+    """`restore` without the last step: which episodes were restored exactly."""
+    return restore(envs, states)[0]

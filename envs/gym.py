@@ -1,0 +1,161 @@
+"""Environments from Gymnasium's registry, a module, a file or a callable, as their makers wrote them."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gymnasium
+from gymnasium.wrappers import TimeLimit
+
+from envs import dmc, rendering
+from envs.errors import EnvError
+from envs.wrappers import Env
+
+# Packages that register their environments when imported: prefix of the id -> (module, pip name).
+PLUGINS = {
+    "ALE/": ("ale_py", "ale-py"),
+    "MiniGrid-": ("minigrid", "minigrid"),
+    "BabyAI-": ("minigrid", "minigrid"),
+}
+
+
+def make(name: str | Callable[..., Any], max_episode_steps: int | None, render_mode: str | None) -> Env:
+    if not isinstance(name, str):
+        return _limit(_call(name, render_mode), max_episode_steps)
+    path, separator, attribute = name.rpartition(":")
+    if separator and path.endswith(".py"):
+        return _limit(_call(_from_file(Path(path), attribute), render_mode), max_episode_steps)
+    return _from_registry(name, max_episode_steps, render_mode)
+
+
+def _from_registry(name: str, max_episode_steps: int | None, render_mode: str | None) -> Env:
+    for prefix, (module, package) in PLUGINS.items():
+        if name.startswith(prefix):
+            _import_plugin(name, module, package)
+    kwargs = {} if render_mode is None else {"render_mode": render_mode}
+    try:
+        with dmc.quiet_mujoco():
+            env = gymnasium.make(name, max_episode_steps, disable_env_checker=True, **kwargs)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise EnvError(f"{name} needs a package that is missing: {error}") from error
+    except ImportError as error:
+        raise EnvError(_missing(name, error)) from error
+    except gymnasium.error.Error as error:
+        raise EnvError(_unknown(name, error)) from error
+    if render_mode is not None:
+        _enable_rendering(env)
+    return env
+
+
+def _enable_rendering(env: Env) -> None:
+    """MuJoCo reads MUJOCO_GL again when it draws its first picture, so this may come after its import."""
+    try:
+        rendering.enable()
+    except EnvError:
+        if any("mujoco" in cls.__module__ for cls in type(env.unwrapped).__mro__):
+            raise  # others may draw without OpenGL
+
+
+def _import_plugin(name: str, module: str, package: str) -> None:
+    try:
+        gymnasium.register_envs(importlib.import_module(module))
+    except ModuleNotFoundError as error:
+        raise EnvError(f"{name} needs a missing package ({error}). Run: pip install {package}") from error
+
+
+def _missing(name: str, error: ImportError) -> str:
+    spec = gymnasium.registry.get(name)
+    if spec is not None and str(spec.entry_point).startswith("gymnasium.envs."):
+        extra = str(spec.entry_point).split(".")[2].replace("_", "-")
+        return f'{name} needs a missing package ({error}). Run: pip install "gymnasium[{extra}]"'
+    package = (error.name or name.partition(":")[0]).partition(".")[0]
+    reason = str(error).rstrip(".")
+    return (
+        f"{name} could not be imported: {reason}. If {package!r} is a package, run: pip install {package}. "
+        "If it is your own file, run from its folder, or name it: path/to/file.py:Class"
+    )
+
+
+def _unknown(name: str, error: Exception) -> str:
+    """Gymnasium's own message with its suggestion, and what else the name may have meant."""
+    message = f"{name}: {error}"
+    try:
+        close = dmc.suggest(name)
+    except EnvError:
+        close = []
+    if close:
+        message += f" In dm_control there is {' and '.join(close)}."
+    return message + (
+        " Other forms of a name: dmc/walker-walk, module:EnvId-v0, path/to/file.py:Class."
+        if "Did you mean" not in message and not close
+        else ""
+    )
+
+
+def _from_file(path: Path, attribute: str) -> Callable[..., Any]:
+    rendering.prepare()
+    if not path.is_file():
+        raise EnvError(f"There is no file {path} (looked in {Path.cwd()}).")
+    module = _load_file(path.resolve())
+    target = getattr(module, attribute, None)
+    if callable(target):
+        return target  # type: ignore[no-any-return]
+    own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+    names = ", ".join(f"{path}:{key}" for key in own if not key.startswith("_")) or "neither"
+    raise EnvError(f"{path} has no class or function {attribute!r}. It has: {names}")
+
+
+def _load_file(path: Path) -> ModuleType:
+    """Import a file that is in no package; the files beside it can be imported by it, as in a script."""
+    name = f"envs_file_{path.stem}_{abs(hash(str(path))):x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        del sys.modules[name]
+        raise EnvError(_missing(str(path), error)) from error
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _call(target: Callable[..., Any], render_mode: str | None) -> Env:
+    kwargs = {}
+    if render_mode is not None:
+        parameters = inspect.signature(target).parameters.values()
+        if any(p.name == "render_mode" or p.kind is p.VAR_KEYWORD for p in parameters):
+            kwargs["render_mode"] = render_mode
+    rendering.prepare()
+    env = target(**kwargs)
+    if not isinstance(env, gymnasium.Env):
+        label = getattr(target, "__name__", str(target))
+        raise EnvError(f"{label} gave a {type(env).__name__}; it must give a gymnasium.Env (derive from it).")
+    if render_mode is not None:
+        _enable_rendering(env)
+    return env
+
+
+def _limit(env: Env, max_episode_steps: int | None) -> Env:
+    """Put the time limit in place of the environment's own, if it has one."""
+    if max_episode_steps is None:
+        return env
+    inner = env
+    while isinstance(inner, gymnasium.Wrapper):
+        if isinstance(inner, TimeLimit):
+            inner._max_episode_steps = max_episode_steps
+            return env
+        inner = inner.env
+    return TimeLimit(env, max_episode_steps)

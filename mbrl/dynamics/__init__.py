@@ -1,0 +1,1 @@
+"""Dynamics: one family of world models per file, all behind interfaces.Dynamics."""

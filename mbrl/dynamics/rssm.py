@@ -1,0 +1,158 @@
+"""RSSM: the recurrent state-space model of DreamerV3, a family of dynamics.
+
+    deter    h_t = f(h_{t-1}, z_{t-1}, a_t)      block-GRU, a_t the action that led to x_t
+    prior    z^_t ~ p(z^_t | h_t)                what is imagined
+    posterior  z_t ~ q(z_t | h_t, x_t)           what is observed
+
+Letters: B sequences, T steps, N rollouts, D deterministic units, S x K latent variables x classes,
+G blocks, E embedding, A action. Source: Hafner et al., "Mastering diverse control tasks through world
+models" (Nature, 2025), eq. 3, and the official code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mbrl.distributions import Categoricals, categorical_kl
+from mbrl.networks import MLP, BlockLinear, Head, Linear, make_norm
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class RSSMConfig:
+    deter: int = 512
+    """D: deterministic units of the block-GRU."""
+    stoch: int = 32
+    """S: latent variables."""
+    classes: int = 4
+    """K: classes of each latent variable."""
+    hidden: int = 64
+    """Units of the layers around the GRU, of prior and posterior."""
+    blocks: int = 8
+    """G: blocks of the GRU; D divides by it."""
+    prior_layers: int = 2
+    """Hidden layers of the prior."""
+    posterior_layers: int = 1
+    """Hidden layers of the posterior; the first sees the embedding."""
+    unimix: float = 0.01
+    """Share of every categorical that is uniform."""
+    free_nats: float = 1.0
+    """KL below which a step costs nothing."""
+
+
+class RSSM(nn.Module):
+    """Implements interfaces.Dynamics.
+
+    Args:
+        config: sizes.
+        embed_size: E.
+        action_size: A.
+        norm: "rms" or "layer".
+    """
+
+    def __init__(self, config: RSSMConfig, embed_size: int, action_size: int, norm: str = "rms"):
+        super().__init__()
+        self.config = config
+        c, latent = config, config.stoch * config.classes
+        self.feature_sizes = (c.deter, latent)
+        self.deter_in = MLP(c.deter, c.hidden, 1, norm)
+        self.stoch_in = MLP(latent, c.hidden, 1, norm)
+        self.action_in = MLP(action_size, c.hidden, 1, norm)
+        self.mix = BlockLinear(c.deter + c.blocks * 3 * c.hidden, c.deter, c.blocks)
+        self.mix_norm = make_norm(norm, c.deter)
+        self.gates = BlockLinear(c.deter, 3 * c.deter, c.blocks)
+        self.prior = Head(c.deter, (c.stoch, c.classes), c.hidden, c.prior_layers, norm=norm)
+        self.posterior_in = Linear(c.deter + embed_size, c.hidden)
+        self.posterior_norm = make_norm(norm, c.hidden)
+        self.posterior = Head(c.hidden, (c.stoch, c.classes), c.hidden, c.posterior_layers - 1, norm=norm)
+
+    def initial_state(self, n: int) -> State:
+        """deter (n, D) and stoch (n, S, K), all zero."""
+        c, weight = self.config, self.gates.weight
+        return {"deter": weight.new_zeros(n, c.deter), "stoch": weight.new_zeros(n, c.stoch, c.classes)}
+
+    def features(self, state: State) -> Tensor:
+        """(..., F): everything that heads and agents see; F = D + S K."""
+        return torch.cat([state["deter"], state["stoch"].flatten(-2)], -1)
+
+    def step(self, state: State, action: Tensor) -> State:
+        """One imagined step: (N,) states and actions (N, A) -> (N,) states drawn from the prior."""
+        deter = self._recur(state["deter"], state["stoch"], self._action(action))
+        return {"deter": deter, "stoch": self._latents(self.prior(deter)).sample()}
+
+    def filter(self, state: State, embed: Tensor, action: Tensor, is_first: Tensor) -> State:
+        """One observed step: embed (N, E), the action (N, A) that led to it, is_first (N,)."""
+        keep = (~is_first).float().unsqueeze(-1)
+        deter, stoch, _ = self._filter(state, self._embed(embed), self._action(action * keep), keep)
+        return {"deter": deter, "stoch": stoch}
+
+    def observe(
+        self, embed: Tensor, action: Tensor, is_first: Tensor, state: State
+    ) -> tuple[State, dict[str, Tensor]]:
+        """Filter sequences.
+
+        Args:
+            embed: (B, T, E) encoded observations.
+            action: (B, T, A), each the one that led to its observation.
+            is_first: (B, T) bool; a first step forgets state and action.
+            state: (B,) before the first step.
+
+        Returns:
+            The posterior states (B, T), and the losses "dyn" and "rep" (B, T): KL of the posterior
+            to the prior, at least ``free_nats``, with the gradient stopped on one side (eq. 5).
+        """
+        keep = (~is_first).float().unsqueeze(-1)  # (B, T, 1)
+        # What does not depend on the recursion is computed for all steps at once.
+        embeds, actions = self._embed(embed), self._action(action * keep)
+        deters, stochs, logits = [], [], []
+        for e, a, k in zip(embeds.unbind(1), actions.unbind(1), keep.unbind(1), strict=True):
+            deter, stoch, logit = self._filter(state, e, a, k)
+            state = {"deter": deter, "stoch": stoch}
+            deters.append(deter)
+            stochs.append(stoch)
+            logits.append(logit)
+        states = {"deter": torch.stack(deters, 1), "stoch": torch.stack(stochs, 1)}
+        return states, self._kl(torch.stack(logits, 1), self.prior(states["deter"]))
+
+    def _kl(self, posterior: Tensor, prior: Tensor) -> dict[str, Tensor]:
+        q, p = self._latents(posterior), self._latents(prior)
+        free = self.config.free_nats
+        dyn = categorical_kl(self._latents(posterior.detach()), p).clamp_min(free)
+        rep = categorical_kl(q, self._latents(prior.detach())).clamp_min(free)
+        return {"dyn": dyn, "rep": rep}
+
+    def _filter(self, state: State, embed: Tensor, action: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Posterior deter (n, D), stoch (n, S, K), logit (n, S, K) from the layers' inputs."""
+        deter = self._recur(state["deter"] * keep, state["stoch"] * keep.unsqueeze(-1), action)
+        x = F.linear(deter, self.posterior_in.weight[:, : self.config.deter]) + embed
+        logit = self.posterior(F.silu(self.posterior_norm(x)))
+        return deter, self._latents(logit).sample(), logit
+
+    def _latents(self, logit: Tensor) -> Categoricals:
+        return Categoricals(logit, self.config.unimix)
+
+    def _embed(self, embed: Tensor) -> Tensor:
+        """(..., E) -> (..., hidden): the embedding's share of the posterior's first layer."""
+        return F.linear(embed, self.posterior_in.weight[:, self.config.deter :], self.posterior_in.bias)
+
+    def _action(self, action: Tensor) -> Tensor:
+        """(..., A) -> (..., hidden); actions beyond 1 are scaled back, their gradient is not."""
+        x: Tensor = self.action_in(action / action.detach().abs().clamp_min(1.0))
+        return x
+
+    def _recur(self, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
+        """h' = u tanh(r c) + (1 - u) h, the gates r, c, u of a block from that block and all inputs."""
+        blocks = deter.unflatten(-1, (self.config.blocks, -1))  # (n, G, D / G)
+        inputs = torch.cat([self.deter_in(deter), self.stoch_in(stoch.flatten(-2)), action], -1)
+        shared = inputs.unsqueeze(-2).expand(-1, self.config.blocks, -1)
+        x = self.mix(torch.cat([blocks, shared], -1)).flatten(-2)
+        x = F.silu(self.mix_norm(x)).unflatten(-1, (self.config.blocks, -1))
+        reset, candidate, update = self.gates(x).chunk(3, -1)
+        # tanh(x) = 2 sigmoid(2 x) - 1, whose CPU kernel is far faster than that of tanh.
+        candidate = 2 * torch.sigmoid(2 * torch.sigmoid(reset) * candidate) - 1
+        return torch.lerp(blocks, candidate, torch.sigmoid(update - 1)).flatten(-2)

@@ -1,0 +1,106 @@
+"""The seams: what an agent and a family of dynamics must offer. Nothing here computes.
+
+N parallel environments or imagined rollouts, B sequences, T steps, H imagined steps, A action dims,
+F features, E embedding floats. A State is an opaque nest of tensors with common leading dims.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from mbrl.replay import Replay
+from mbrl.steps import Steps
+
+State = dict[str, Tensor]
+
+
+class Agent(Protocol):
+    """Constructed by convention as ``Agent(config, observation_space, action_space, device)``."""
+
+    def initial_state(self, n: int) -> State:
+        """The memory of n environments before their first step."""
+
+    def act(self, step: Steps, state: State, explore: bool) -> tuple[Tensor, State]:
+        """Steps (N,) -> action (N, A) and the state after ``step``: sampled, or the mode if not explore."""
+
+    def latents(self, state: State) -> State:
+        """Compact arrays (N, ...) that the replay keeps with the step; {} where there are none."""
+
+    def latent_spec(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape (without N) and type of each of ``latents``."""
+
+    def update(self, replay: Replay) -> dict[str, Tensor | float]:
+        """One gradient update on a batch of its own choice -> metrics."""
+
+    def report(self, replay: Replay) -> dict[str, Any]:
+        """Scalars, and arrays to draw; may be empty."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything learnt, as nested dicts of tensors and numbers; "model" holds named tensors."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    @property
+    def num_parameters(self) -> int: ...
+
+    def describe(self) -> str:
+        """One line: how observations are encoded, the action head, the number of parameters."""
+
+
+class Dynamics(Protocol):
+    """A family of latent dynamics. Agents see nothing of it but ``features``."""
+
+    def initial_state(self, n: int) -> State: ...
+
+    def observe(
+        self, embed: Tensor, action: Tensor, is_first: Tensor, state: State
+    ) -> tuple[State, dict[str, Tensor]]:
+        """embed (B, T, E), action (B, T, A) -> states (B, T) and losses (B, T) by name."""
+
+    def step(self, state: State, action: Tensor) -> State:
+        """One imagined step: state (N,), action (N, A)."""
+
+    def features(self, state: State) -> Tensor:
+        """(..., F): all that agents and heads ever see."""
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """Rollouts in imagination, (N, H+1); entry 0 is the start."""
+
+    features: Tensor
+    """(N, H+1, F)."""
+    action: Tensor
+    """(N, H+1, A): the action taken at that step."""
+    reward: Tensor
+    """(N, H+1): the reward that came with that step."""
+    proceed: Tensor
+    """(N, H+1): the probability that the episode goes on after that step."""
+
+
+class Log(Protocol):
+    """Where results go; mbrl.logger.Logger is one."""
+
+    def scalars(self, step: int, metrics: dict[str, Any], /) -> None: ...
+    def episode(self, step: int, ret: float, length: int, /) -> None: ...
+    def evaluation(self, step: int, mode: Any, returns: Any, /) -> None: ...
+
+
+class Rows(Protocol):
+    """Where a person looks; mbrl.screen.Screen is one."""
+
+    def row(self, values: dict[str, Any], /) -> None: ...
+    def note(self, text: str, /) -> None: ...
+    def heartbeat(self, text: str, /) -> None: ...
+
+
+class EnvStates(Protocol):
+    """Puts environments back into the middle of an episode."""
+
+    def get_states(self, envs: VectorEnv[Any, Any, Any], /) -> list[Any]: ...
+    def set_states(self, envs: VectorEnv[Any, Any, Any], states: list[Any], /) -> list[bool]: ...

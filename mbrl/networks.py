@@ -1,0 +1,225 @@
+"""Networks: the layers that world models, actors and critics are made of.
+
+Every hidden layer is linear (or convolution), norm, SiLU; every output layer is linear alone.
+Initialisation is DreamerV3's: truncated normal of variance 1 / fan-in, biases 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from mbrl.distributions import symlog
+from mbrl.spaces import is_image, vector_size
+
+TRUNCATION = 1.1368  # restores unit variance after cutting a normal at two standard deviations
+
+
+@torch.no_grad()
+def initialise(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
+    """Truncated normal with standard deviation ``scale / sqrt(fan_in)``, in place."""
+    if scale == 0:
+        weight.zero_()
+        return
+    std = TRUNCATION * math.sqrt(1 / fan_in)
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+    weight.mul_(scale)
+
+
+class Linear(nn.Linear):
+    """(..., in) -> (..., out). ``scale`` multiplies the initial weights; 0 starts at exactly zero."""
+
+    def __init__(self, inputs: int, outputs: int, scale: float = 1.0):
+        super().__init__(inputs, outputs)
+        initialise(self.weight, inputs, scale)
+        nn.init.zeros_(self.bias)
+
+
+class BlockLinear(nn.Module):
+    """(..., G, in / G) -> (..., G, out / G): one matrix per block, a linear layer with G times fewer weights."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(blocks, inputs // blocks, outputs // blocks))
+        self.bias = nn.Parameter(torch.zeros(blocks, outputs // blocks))
+        initialise(self.weight, inputs)  # the official fan-in is that of all blocks together
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, *x.shape[-2:]).transpose(0, 1)  # (G, n, in / G)
+        y = torch.baddbmm(self.bias.unsqueeze(1), flat, self.weight)
+        return y.transpose(0, 1).reshape(*x.shape[:-1], -1)
+
+
+def make_norm(kind: str, size: int) -> nn.Module:
+    """Over the last axis: "rms" as in DreamerV3, or "layer", which is fused and faster on a CPU."""
+    if kind == "rms":
+        return nn.RMSNorm(size, eps=1e-4)
+    if kind == "layer":
+        return nn.LayerNorm(size, eps=1e-4)
+    raise ValueError(f"norm {kind!r} is unknown; known are 'rms' and 'layer'")
+
+
+class MLP(nn.Sequential):
+    """(..., in) -> (..., units): ``layers`` times linear, norm, SiLU."""
+
+    def __init__(self, inputs: int, units: int, layers: int, norm: str = "rms"):
+        super().__init__()
+        self.outputs = units if layers else inputs
+        for _ in range(layers):
+            self.extend([Linear(inputs, units), make_norm(norm, units), nn.SiLU()])
+            inputs = units
+
+
+class Head(nn.Module):
+    """(..., F) -> (..., *shape): an MLP and a linear output layer whose weights start scaled by ``scale``."""
+
+    def __init__(
+        self, inputs: int, shape: tuple[int, ...], units: int, layers: int, *, scale: float = 1.0, norm: str = "rms"
+    ):
+        super().__init__()
+        self.shape = shape
+        self.mlp = MLP(inputs, units, layers, norm)
+        self.out = Linear(self.mlp.outputs, math.prod(shape), scale)
+
+    def forward(self, features: Tensor) -> Tensor:
+        y: Tensor = self.out(self.mlp(features))
+        return y.reshape(*y.shape[:-1], *self.shape)
+
+
+class VectorScaling(nn.Module):
+    """What networks see of a vector: its symlog, or the vector normalised by its running statistics.
+
+    Normalisation lets a squared error weigh a pole's tiny angle like a wheel's large speed. Statistics
+    are an average over all batches at first and over about the last thousand later.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+    def __init__(self, size: int, normalise: bool):
+        super().__init__()
+        self.normalise = normalise
+        if normalise:
+            self.register_buffer("mean", torch.zeros(size))
+            self.register_buffer("variance", torch.ones(size))
+            self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., size) raw -> (..., size) of magnitude about 1."""
+        if not self.normalise:
+            return symlog(x)
+        return ((x - self.mean) / self.variance.sqrt().clamp_min(1e-3)).clamp(-10, 10)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """Back to the environment's units."""
+        if not self.normalise:
+            return torch.sign(y) * torch.expm1(y.abs())
+        return y * self.variance.sqrt().clamp_min(1e-3) + self.mean
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Take in a batch (..., size) of raw vectors."""
+        if not self.normalise:
+            return
+        flat = x.flatten(0, -2)
+        self.count += 1
+        rate = (1 / self.count).clamp_min(1e-3)
+        shift = flat.mean(0) - self.mean
+        spread = flat.var(0, unbiased=False) + (1 - rate) * shift.square()
+        first = self.count == 1
+        self.variance.lerp_(torch.where(first, flat.var(0, unbiased=False), spread), rate)
+        self.mean.add_(rate * shift)
+
+
+class VectorView(nn.Module):
+    """A dict of observations -> one vector: numeric keys scaled, then discrete ones one-hot, each sorted."""
+
+    def __init__(self, space: spaces.Dict, normalise: bool):
+        super().__init__()
+        entries = sorted((k, s) for k, s in space.spaces.items() if not is_image(s))
+        self.numeric = {k: vector_size(s) for k, s in entries if isinstance(s, spaces.Box)}
+        self.discrete = {k: (int(s.n), int(s.start)) for k, s in entries if isinstance(s, spaces.Discrete)}
+        self.scaling = VectorScaling(sum(self.numeric.values()), normalise)
+        self.sizes = {**self.numeric, **{k: n for k, (n, _) in self.discrete.items()}}
+        self.size = sum(self.sizes.values())
+
+    def raw(self, obs: dict[str, Tensor], lead: int) -> Tensor:
+        """(..., numeric): the numeric keys side by side, in the environment's units."""
+        return torch.cat([obs[key].reshape(*obs[key].shape[:lead], -1).float() for key in self.numeric], -1)
+
+    def forward(self, obs: dict[str, Tensor], lead: int) -> Tensor:
+        """(..., size), where ``lead`` is the number of leading dims."""
+        parts = [self.scaling(self.raw(obs, lead))] if self.numeric else []
+        for key, (n, start) in self.discrete.items():
+            parts.append(F.one_hot(obs[key].long() - start, n).float())
+        return torch.cat(parts, -1)
+
+
+class ConvEncoder(nn.Module):
+    """(n, H, W, C) in [-0.5, 0.5] -> (n, outputs): four times convolution, 2x2 max pool, norm, SiLU."""
+
+    def __init__(self, shape: tuple[int, int, int], depth: int, norm: str):
+        super().__init__()
+        height, width, channels = shape
+        depths = [depth * m for m in (2, 3, 4, 4)]
+        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
+        for size in depths:
+            conv = nn.Conv2d(channels, size, 5, padding=2)
+            initialise(conv.weight, channels * 25)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+            self.convs.append(conv)
+            self.norms.append(make_norm(norm, size))
+            channels = size
+        self.outputs = (height // 16) * (width // 16) * channels
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = image.permute(0, 3, 1, 2)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = F.max_pool2d(conv(x), 2)
+            x = F.silu(norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+class ConvDecoder(nn.Module):
+    """(n, D), (n, S) -> (n, H, W, C) in [0, 1]: a 4x4-like map from both, upsampled four times."""
+
+    def __init__(
+        self, sizes: tuple[int, int], shape: tuple[int, int, int], depth: int, units: int, blocks: int, norm: str
+    ):
+        super().__init__()
+        height, width, channels = shape
+        depths = [depth * m for m in (2, 3, 4, 4)]
+        self.blocks, self.map = blocks, (height // 16, width // 16, depths[-1])
+        cells = math.prod(self.map)
+        self.from_deter = BlockLinear(sizes[0], cells, blocks)
+        self.from_stoch = Head(sizes[1], self.map, 2 * units, 1, norm=norm)
+        self.norm = make_norm(norm, depths[-1])
+        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
+        inputs = depths[-1]
+        for size in [*depths[-2::-1], channels]:
+            conv = nn.Conv2d(inputs, size, 5, padding=2)
+            initialise(conv.weight, inputs * 25)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+            self.convs.append(conv)
+            inputs = size
+        for size in depths[-2::-1]:
+            self.norms.append(make_norm(norm, size))
+
+    def forward(self, deter: Tensor, stoch: Tensor) -> Tensor:
+        rows, columns, channels = self.map
+        n, groups = len(deter), self.blocks
+        x = self.from_deter(deter.reshape(n, groups, -1))
+        # Each block writes its own consecutive channels of the map.
+        x = x.reshape(n, groups, rows, columns, channels // groups).permute(0, 2, 3, 1, 4)
+        x = x.reshape(n, rows, columns, channels) + self.from_stoch(stoch)
+        x = F.silu(self.norm(x)).permute(0, 3, 1, 2)
+        for conv, norm in zip(self.convs, self.norms, strict=False):
+            x = conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+            x = F.silu(norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        x = self.convs[-1](F.interpolate(x, scale_factor=2, mode="nearest"))
+        return torch.sigmoid(x).permute(0, 2, 3, 1)

@@ -1,0 +1,35 @@
+"""Progress: what the training loop itself must remember across an interruption."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Scores = dict[str, list[float]]
+
+
+@dataclass
+class Progress:
+    """Numbers and tensors only, so that a checkpoint can hold it."""
+
+    updates: int = 0
+    owed: float = 0.0
+    """Updates that the decisions so far have earned and that are not done yet."""
+    learning: bool = False
+    """The prefill is complete."""
+    next_log: int = 0
+    next_eval: int = 0
+    finished: bool = False
+    wall: float = 0.0
+    first_update_wall: float = 0.0
+    first_update_step: int = 0
+    sums: dict[str, Any] = field(default_factory=dict)
+    """Metrics summed since the last line."""
+    counts: dict[str, int] = field(default_factory=dict)
+    running_return: list[float] = field(default_factory=list)
+    """Per environment, of its unfinished episode."""
+    running_length: list[int] = field(default_factory=list)
+    returns: list[float] = field(default_factory=list)
+    """Of episodes finished since the last line."""
+    scores: Scores = field(default_factory=dict)
+    best: float | None = None

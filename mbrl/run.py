@@ -1,0 +1,111 @@
+"""What a run directory says about itself: status.json, always whole, and a lock against a second writer.
+
+status.json tells how far the run is, whether it still runs, and on what it was made.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mbrl.errors import UserError
+
+RunState = Literal["running", "finished", "interrupted", "failed"]
+PACKAGES = ("mbrl-toolkit", "torch", "numpy", "gymnasium", "mujoco", "dm-control")
+
+
+def write_status(directory: Path, state: RunState, **values: Any) -> None:
+    """Update status.json: ``values`` (step, seconds, ...) replace those of the same name."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    status = {**read_status(directory), "state": state, "time": now, **values}
+    write_atomically(directory / "status.json", json.dumps(status, indent=1, default=str))
+
+
+def read_status(directory: Path) -> dict[str, Any]:
+    """{} where there is none yet."""
+    try:
+        return dict(json.loads((directory / "status.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def circumstances() -> dict[str, Any]:
+    """What made this run: command, versions, git commit, machine."""
+    return {
+        "command": " ".join(sys.argv),
+        "pid": os.getpid(),
+        "python": platform.python_version(),
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "git": git_commit(),
+        "machine": {
+            "system": platform.platform(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the code, with a + where files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def ask(*command: str) -> str:
+        answer = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=5, check=True)
+        return answer.stdout.strip()
+
+    try:
+        commit = ask("git", "rev-parse", "--short=12", "HEAD")
+        return commit + ("+" if ask("git", "status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Readers see the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@contextmanager
+def only_writer(directory: Path) -> Iterator[None]:
+    """Two processes that train in one directory would ruin it.
+
+    Raises:
+        UserError: another process is there already.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = read_status(directory).get("pid", "unknown")
+            raise UserError(
+                f"another process (pid {pid}) is training in {directory}; wait for it, stop it with "
+                f"'kill -TERM {pid}', or choose another --seed"
+            ) from None
+        yield
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

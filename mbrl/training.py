@@ -1,0 +1,393 @@
+"""train(): the one loop that every agent shares.
+
+    act -> step -> remember -> learn as much as is owed -> log -> evaluate -> checkpoint
+
+Steps are ENVIRONMENT steps, action repeat included, resets not counted. A decision is one action of one
+environment. N parallel environments, A action dims.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from mbrl.checkpoint import Checkpoint, Checkpoints, as_tensors, describe_agent, pack
+from mbrl.driver import Driver
+from mbrl.errors import UserError
+from mbrl.evaluation import Interrupted, evaluate
+from mbrl.interfaces import Agent, EnvStates, Log, Rows, State
+from mbrl.progress import Progress, Scores
+from mbrl.randomness import own_randomness, seed_everything
+from mbrl.replay import Replay, ReplayConfig
+from mbrl.run import RunState, circumstances, only_writer, write_status
+from mbrl.signals import StopRequest
+from mbrl.spaces import space_to_json
+from mbrl.steps import Steps
+from mbrl.suspension import go_on, identity, suspend
+
+Metrics = dict[str, Tensor | float]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int = 100_000
+    """Environment steps, action repeat included."""
+    minutes: float | None = None
+    """Stop after so many minutes of wall-clock, evaluation and earlier parts of the run included."""
+    update_ratio: float = 0.5
+    """Gradient updates per decision of the agent; fractions are carried over."""
+    prefill: int = 1000
+    """Decisions taken at random before the first update."""
+    pretrain: int = 0
+    """Updates done at once when the prefill is complete."""
+    eval_every: int = 5000
+    """Environment steps between evaluations."""
+    eval_episodes: int = 10
+    """Episodes of each evaluation on the way, in each mode."""
+    final_episodes: int = 20
+    """Episodes of the evaluation at the end, in each mode."""
+    log_every: int = 1000
+    """Environment steps between lines of metrics."""
+    checkpoint_every: float = 5.0
+    """Minutes between checkpoints."""
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    """How much experience is kept."""
+
+
+@dataclass(frozen=True)
+class Result:
+    env_steps: int
+    updates: int
+    seconds: float
+    """Wall-clock of the whole run, earlier parts included."""
+    scores: Scores
+    """Returns of the last evaluation, by "mode" and "sample"."""
+    report: dict[str, Any]
+    """The agent's last report: scalars, and arrays to draw."""
+    signal: int | None
+    """The signal that interrupted the run, if one did."""
+    notes: list[str]
+    """What the user should know about how the run was continued."""
+
+    @property
+    def interrupted(self) -> bool:
+        return self.signal is not None
+
+
+def train(
+    agent: Agent,
+    envs: VectorEnv[Any, Any, Any],
+    replay: Replay,
+    config: TrainConfig,
+    log: Log,
+    *,
+    eval_envs: VectorEnv[Any, Any, Any] | None = None,
+    directory: Path | None = None,
+    seed: int = 0,
+    screen: Rows | None = None,
+    resume: Checkpoint | None = None,
+    env_states: EnvStates | None = None,
+    run_config: dict[str, Any] | None = None,
+) -> Result:
+    """Train until ``config`` says stop, or SIGINT or SIGTERM asks for it.
+
+    Seeds the global generators of torch, numpy and Python. With a ``directory`` the run is checkpointed
+    there; ``resume=mbrl.checkpoint.latest(directory)`` continues it as if it had never stopped.
+    ``run_config`` is kept in the checkpoint: what this run is, as plain dicts.
+
+    Raises:
+        UserError: a broken observation, a non-finite loss, a checkpoint that does not fit, a full disk.
+    """
+    trainer = Trainer(agent, envs, replay, config, log, eval_envs, seed, screen)
+    trainer.env_states, trainer.run_config = env_states, run_config or {}
+    if directory is None:
+        trainer.train(resume)
+        return trainer.result()
+    directory = Path(directory)
+    with only_writer(directory):
+        trainer.checkpoints = Checkpoints(directory, trainer.run_config, starting=resume is None)
+        write_status(directory, "running", **circumstances())
+        try:
+            trainer.train(resume)
+        except BaseException as error:
+            write_status(directory, "failed", error=f"{type(error).__name__}: {error}")
+            raise
+        result = trainer.result()
+        state: RunState = "interrupted" if result.interrupted else "finished"
+        write_status(directory, state, error=None, step=result.env_steps, seconds=round(result.seconds, 1))
+    return result
+
+
+class Trainer:
+    """The loop's parts. Between two iterations its state is whole, and a checkpoint can be taken."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        envs: VectorEnv[Any, Any, Any],
+        replay: Replay,
+        config: TrainConfig,
+        log: Log,
+        eval_envs: VectorEnv[Any, Any, Any] | None,
+        seed: int,
+        screen: Rows | None,
+    ) -> None:
+        self.agent, self.replay, self.config, self.log = agent, replay, config, log
+        self.driver, self.eval_envs, self.screen, self.seed = Driver(envs), eval_envs, screen, seed
+        self.generator = np.random.default_rng(seed)
+        n = envs.num_envs
+        self.progress = Progress(running_return=[0.0] * n, running_length=[0] * n)
+        self.checkpoints: Checkpoints | None = None
+        self.env_states: EnvStates | None = None
+        self.run_config: dict[str, Any] = {}
+        self.stop = StopRequest()
+        self.last_report: dict[str, Any] = {}
+        self.notes: list[str] = []
+        self.score: float | None = None  # of an evaluation that no checkpoint has yet
+        self.begin = self.saved_at = self.shown_at = time.monotonic()
+        self.shown_step = self.shown_updates = 0
+        self.step: Steps
+        self.state: State
+        self.action: Tensor
+
+    def train(self, resume: Checkpoint | None) -> None:
+        with self.stop:
+            if resume is None:
+                self.start()
+            else:
+                go_on(self, resume)
+            self.run()
+
+    def start(self) -> None:
+        """Seed everything, reset, and take the first decision."""
+        seed_everything(self.seed)
+        self.progress.next_log = self.config.log_every
+        self.progress.next_eval = self.config.eval_every
+        self.step = self.driver.reset(self.seed)
+        self.state = self.agent.initial_state(self.driver.num_envs)
+        self._decide()
+
+    def run(self) -> None:
+        progress = self.progress
+        if progress.finished and self._over():
+            return
+        progress.finished = False
+        while True:
+            self._learn()
+            if not self.stop and self.driver.env_steps >= progress.next_log:
+                self._write_metrics()
+            over = self._over()
+            if not self.stop and (over or self.driver.env_steps >= progress.next_eval):
+                self._evaluate(final=over)
+            due = time.monotonic() - self.saved_at > 60 * self.config.checkpoint_every
+            best = self.score is not None and self.score == progress.best
+            if self.checkpoints is not None and (self.stop or over or due or best):
+                self._save()
+            if self.stop or over:
+                return
+            self._interact()
+
+    def _over(self) -> bool:
+        minutes = self.config.minutes
+        in_time = minutes is None or self.wall < 60 * minutes
+        return self.driver.env_steps >= self.config.steps or not in_time
+
+    @property
+    def wall(self) -> float:
+        return self.progress.wall + time.monotonic() - self.begin
+
+    def _decide(self) -> None:
+        """Filter the step, remember it, choose the next action: at random during the prefill."""
+        self.action, self.state = self.agent.act(self.step, self.state, explore=True)
+        self.replay.add(self.step, self.agent.latents(self.state))
+        if self.driver.decisions < self.config.prefill:
+            self.action = self.driver.action_spec.sample(self.driver.num_envs, self.generator)
+
+    def _interact(self) -> None:
+        progress, before = self.progress, self.driver.decisions
+        self.step = self.driver.step(self.action)
+        self._decide()
+        if progress.learning:
+            progress.owed += self.config.update_ratio * (self.driver.decisions - before)
+        elif self.driver.decisions >= self.config.prefill and self._can_sample():
+            progress.learning = True
+            progress.owed += self.config.pretrain
+            progress.first_update_wall, progress.first_update_step = self.wall, self.driver.env_steps
+        reward, is_first, is_last = self.step.reward.tolist(), self.step.is_first, self.step.is_last
+        for i in range(self.driver.num_envs):
+            progress.running_return[i] += reward[i]
+            progress.running_length[i] += 0 if is_first[i] else self.driver.action_repeat
+            if is_last[i]:
+                score = progress.running_return[i]
+                self.log.episode(self.driver.env_steps, score, progress.running_length[i])
+                progress.returns.append(score)
+                progress.running_return[i], progress.running_length[i] = 0.0, 0
+
+    def _learn(self) -> None:
+        """Do the updates that are owed; a request to stop leaves the rest for later."""
+        progress = self.progress
+        while progress.owed > 1 - 1e-6 and not self.stop and self._can_sample():
+            metrics = self.agent.update(self.replay)
+            progress.owed -= 1
+            progress.updates += 1
+            self._check_finite(metrics)
+            for name, value in metrics.items():
+                value = value.detach() if isinstance(value, Tensor) else value
+                progress.sums[name] = progress.sums.get(name, 0.0) + value
+                progress.counts[name] = progress.counts.get(name, 0) + 1
+            if self.screen is not None and time.monotonic() - self.shown_at > 10:
+                self._show({})
+
+    def _can_sample(self) -> bool:
+        return self.replay.ready(int(getattr(self.agent, "min_steps", 1)))
+
+    def _check_finite(self, metrics: Metrics) -> None:
+        losses = {name: value for name, value in metrics.items() if name.startswith("train/loss/")}
+        total = metrics.get("train/loss/total", sum(losses.values()))
+        if np.isfinite(float(total)):  # the one number that is waited for in every update
+            return
+        names = [name for name, value in metrics.items() if not np.isfinite(float(value))]
+        where = ""
+        if self.checkpoints is not None:
+            path = self.checkpoints.directory / "nonfinite_batch.pt"
+            batch = getattr(self.agent, "last_batch", None)
+            torch.save({"metrics": metrics, "batch": pack(as_tensors(batch))}, path)
+            where = f" The batch is in {path}."
+        raise UserError(
+            f"{', '.join(names)} became non-finite in update {self.progress.updates} (environment step "
+            f"{self.driver.env_steps}).{where} Look there for extreme observations or rewards; otherwise "
+            "train with a smaller learning rate. The last checkpoint is from before: the same command "
+            "continues from it"
+        )
+
+    def _write_metrics(self) -> None:
+        """One line of metrics: averages over the updates since the last one."""
+        progress, step = self.progress, self.driver.env_steps
+        metrics: dict[str, Any] = {k: float(v) / progress.counts[k] for k, v in progress.sums.items()}
+        ratio = progress.updates / max(1, self.driver.decisions)
+        times = {"time/fps": self._fps(), "time/updates": progress.updates, "time/replay_ratio": ratio}
+        self.log.scalars(step, {**metrics, **times, "time/seconds": self.wall})
+        self._show(metrics)
+        progress.sums, progress.counts, progress.returns = {}, {}, []
+        progress.next_log = next_multiple(step, self.config.log_every)
+
+    def _fps(self) -> float:
+        seconds = time.monotonic() - self.shown_at
+        return (self.driver.env_steps - self.shown_step) / max(seconds, 1e-9)
+
+    def note(self, text: str) -> None:
+        """Something that the user should know, now and in the result."""
+        self.notes.append(text)
+        if self.screen is not None:
+            self.screen.note(text)
+
+    def _show(self, metrics: dict[str, Any]) -> None:
+        """A row for people; also between two lines of metrics, as a sign of life."""
+        progress, fps = self.progress, self._fps()
+        ups = (progress.updates - self.shown_updates) / max(time.monotonic() - self.shown_at, 1e-9)
+        self.shown_at, self.shown_step = time.monotonic(), self.driver.env_steps
+        self.shown_updates = progress.updates
+        if self.screen is None:
+            return
+        score, error = progress.scores.get("mode"), self.last_report.get("report/open_loop_error")
+        self.screen.row({
+            "step": self.driver.env_steps,
+            "return": float(np.mean(progress.returns)) if progress.returns else None,
+            "eval": (float(np.mean(score)), float(np.std(score))) if score else None,
+            "model": model_loss(metrics),
+            "horizon-15 error": float(error[min(14, len(error) - 1)]) if error is not None else None,
+            "updates/s": ups,
+            "steps/s": fps,
+            "left": self._seconds_left(),
+        })  # fmt: skip
+
+    def _seconds_left(self) -> float | None:
+        """Measured from the first update on; None before there is anything to measure."""
+        progress, config = self.progress, self.config
+        by_clock = None if config.minutes is None else 60 * config.minutes - self.wall
+        steps = self.driver.env_steps - progress.first_update_step
+        if not progress.learning or steps <= 0:
+            return by_clock
+        pace = (self.wall - progress.first_update_wall) / steps
+        by_steps = pace * max(0, config.steps - self.driver.env_steps)
+        return by_steps if by_clock is None else min(by_steps, by_clock)
+
+    def _evaluate(self, final: bool) -> None:
+        """Score the mode and a sample of the policy; a request to stop discards both."""
+        progress, step = self.progress, self.driver.env_steps
+        if self.eval_envs is not None:
+            episodes = self.config.final_episodes if final else self.config.eval_episodes
+            seed, envs = 1_000_000 + self.seed, self.eval_envs
+            stop = self.stop.__bool__
+            if self.screen is not None:
+                self.screen.heartbeat(f"step {step}, evaluating {episodes} episodes")
+            try:
+                scores = {
+                    mode: evaluate(self.agent, envs, seed, episodes, mode == "sample", stop).tolist()
+                    for mode in ("mode", "sample")
+                }
+            except Interrupted:
+                return
+            for mode, returns in scores.items():
+                self.log.evaluation(step, mode, returns)
+            progress.scores = scores
+            self.score = float(np.mean(scores["mode"]))
+            progress.best = max(self.score, self.score if progress.best is None else progress.best)
+            self._show({})
+        if progress.learning:
+            with own_randomness(self.seed):
+                self.last_report = self.agent.report(self.replay)
+            self.log.scalars(step, self.last_report)
+        progress.next_eval = next_multiple(step, self.config.eval_every)
+        progress.finished = final
+
+    def result(self) -> Result:
+        return Result(
+            env_steps=self.driver.env_steps,
+            updates=self.progress.updates,
+            seconds=self.wall,
+            scores=self.progress.scores,
+            report=self.last_report,
+            signal=self.stop.signal,
+            notes=self.notes,
+        )
+
+    def _save(self) -> None:
+        assert self.checkpoints is not None
+        agent_state, step = self.agent.state_dict(), self.driver.env_steps
+        self.checkpoints.save(step, agent_state, suspend(self), self.replay, self._about())
+        write_status(self.checkpoints.directory, "running", step=step, seconds=round(self.wall, 1))
+        self.saved_at, self.score = time.monotonic(), None
+
+    def _about(self) -> dict[str, Any]:
+        """What a checkpoint says of itself."""
+        envs, progress = self.driver.envs, self.progress
+        return {
+            "wall": self.wall,
+            "updates": progress.updates,
+            "score": self.score,
+            "finished": progress.finished,
+            "identity": identity(self),
+            "agent": describe_agent(self.agent),
+            "observation_space": space_to_json(envs.single_observation_space),
+            "action_space": space_to_json(envs.single_action_space),
+        }
+
+
+def model_loss(metrics: dict[str, Any]) -> float | None:
+    """All losses but those of the behaviour; None before there are any."""
+    others = {f"train/loss/{name}" for name in ("policy", "value", "repval", "total")}
+    losses = [v for k, v in metrics.items() if k.startswith("train/loss/") and k not in others]
+    return sum(losses) if losses else None
+
+
+def next_multiple(step: int, every: int) -> int:
+    """The next multiple of ``every`` after ``step``."""
+    return (step // every + 1) * every

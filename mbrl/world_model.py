@@ -1,0 +1,255 @@
+"""WorldModel: encoder, dynamics and heads; what it loses, observes, imagines and decodes.
+
+The same for every family of dynamics. Letters: B sequences, T steps, N rollouts, H imagined steps,
+A action, E embedding, F features. Source: Hafner et al. (Nature, 2025), eqs. 3-5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from mbrl.distributions import SymexpTwoHot, bernoulli_loss
+from mbrl.dynamics.rssm import RSSM, RSSMConfig
+from mbrl.errors import UserError
+from mbrl.interfaces import Imagined, State
+from mbrl.networks import MLP, ConvDecoder, ConvEncoder, Head, Linear, VectorView
+from mbrl.spaces import is_image
+from mbrl.steps import Steps
+
+
+@dataclass(frozen=True)
+class WorldModelConfig:
+    rssm: RSSMConfig = field(default_factory=RSSMConfig)
+    """The dynamics."""
+    units: int = 64
+    """Width of encoder, decoder and heads."""
+    layers: int = 3
+    """Hidden layers of the vector encoder and decoder."""
+    depth: int = 4
+    """Channels of the image encoder and decoder are multiples of this."""
+    reward_layers: int = 1
+    """Hidden layers of the reward head."""
+    continue_layers: int = 1
+    """Hidden layers of the continue head."""
+    bins: int = 255
+    """Bins of the reward's two-hot distribution; odd."""
+    norm: str = "rms"
+    """Normalisation in every network: "rms" (DreamerV3) or "layer" (fused, faster on a CPU)."""
+    normalise: bool = False
+    """Normalise vectors by running statistics instead of symlog."""
+    horizon: float = 333.0
+    """Steps that the discount 1 - 1/horizon looks ahead; it is part of the predicted continue."""
+    dyn_scale: float = 1.0
+    """Weight of the dynamics loss, which trains the prior."""
+    rep_scale: float = 0.1
+    """Weight of the representation loss, which trains the posterior."""
+    rec_scale: float = 1.0
+    """Weight of the reconstruction losses."""
+
+
+class Encoder(nn.Module):
+    """Observations (...) -> embedding (..., E)."""
+
+    def __init__(self, config: WorldModelConfig, space: spaces.Dict):
+        super().__init__()
+        self.images, image_shape = image_keys(space)
+        self.view = VectorView(space, config.normalise)
+        self.outputs = 0
+        if self.view.size:
+            self.mlp = MLP(self.view.size, config.units, config.layers, config.norm)
+            self.outputs += self.mlp.outputs
+        if self.images:
+            self.conv = ConvEncoder(image_shape, config.depth, config.norm)
+            self.outputs += self.conv.outputs
+
+    def update(self, obs: dict[str, Tensor]) -> None:
+        """Take a batch (B, T) into the running statistics of vectors."""
+        if self.view.numeric:
+            self.view.scaling.update(self.view.raw(obs, 2))
+
+    def forward(self, obs: dict[str, Tensor], lead: int) -> Tensor:
+        """``lead`` is the number of leading dims."""
+        parts = []
+        if self.view.size:
+            parts.append(self.mlp(self.view(obs, lead)))
+        if self.images:
+            image = torch.cat([obs[key] for key in self.images], -1).float() / 255 - 0.5
+            flat = self.conv(image.flatten(0, lead - 1))
+            parts.append(flat.unflatten(0, image.shape[:lead]))
+        return torch.cat(parts, -1)
+
+
+class Decoder(nn.Module):
+    """Features (..., F) -> predictions per key: vectors as networks see them, images in [0, 1]."""
+
+    def __init__(self, config: WorldModelConfig, space: spaces.Dict, view: VectorView, sizes: tuple[int, int]):
+        super().__init__()
+        self.sizes, self.discrete = sizes, set(view.discrete)
+        self.images, image_shape = image_keys(space)
+        self.channels = {key: space[key].shape[-1] for key in self.images}  # type: ignore[index]
+        if view.size:
+            self.mlp = MLP(sum(sizes), config.units, config.layers, config.norm)
+            self.out = nn.ModuleDict({k.replace(".", "_"): Linear(self.mlp.outputs, n) for k, n in view.sizes.items()})
+        self.keys = list(view.sizes)
+        if self.images:
+            blocks = config.rssm.blocks
+            self.conv = ConvDecoder(sizes, image_shape, config.depth, config.units, blocks, config.norm)
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        predictions = {}
+        if self.keys:
+            x = self.mlp(features)
+            predictions = {key: self.out[key.replace(".", "_")](x) for key in self.keys}
+        if self.images:
+            flat = features.flatten(0, -2)
+            image = self.conv(*flat.split(self.sizes, -1)).unflatten(0, features.shape[:-1])
+            parts = image.split(list(self.channels.values()), -1)
+            predictions |= dict(zip(self.images, parts, strict=True))
+        return predictions
+
+
+class WorldModel(nn.Module):
+    """What Dreamer agents imagine in.
+
+    Args:
+        config: sizes and loss scales.
+        observation_space: flat Dict of Box and Discrete.
+        action_size: A.
+    """
+
+    def __init__(self, config: WorldModelConfig, observation_space: spaces.Dict, action_size: int):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config, observation_space)
+        self.dynamics = RSSM(config.rssm, self.encoder.outputs, action_size, config.norm)
+        sizes = self.dynamics.feature_sizes
+        self.decoder = Decoder(config, observation_space, self.encoder.view, sizes)
+        self.feature_size = sum(sizes)
+        self.reward = Head(
+            self.feature_size, (config.bins,), config.units, config.reward_layers, scale=0.0, norm=config.norm
+        )
+        self.proceed = Head(self.feature_size, (1,), config.units, config.continue_layers, norm=config.norm)
+
+    def loss(self, steps: Steps, state: State) -> tuple[dict[str, Tensor], State]:
+        """Losses of replayed sequences.
+
+        Args:
+            steps: (B, T).
+            state: (B,) before the first step.
+
+        Returns:
+            Losses by name, scaled, each (B, T), and the posterior states (B, T).
+        """
+        embed = self.encoder(steps.obs, lead=2)
+        states, losses = self.dynamics.observe(embed, steps.action, steps.is_first, state)
+        features = self.dynamics.features(states)
+        config = self.config
+        losses = {"dyn": config.dyn_scale * losses["dyn"], "rep": config.rep_scale * losses["rep"]}
+        for key, error in self._reconstruction(steps.obs, self.decoder(features)).items():
+            losses[f"rec_{key}"] = config.rec_scale * error
+        losses["rew"] = SymexpTwoHot(self.reward(features)).loss(steps.reward)
+        target = (~steps.is_terminal).float() * (1 - 1 / config.horizon)
+        losses["con"] = bernoulli_loss(self.proceed(features).squeeze(-1), target)
+        return losses, states
+
+    def observe(self, step: Steps, state: State) -> State:
+        """Filter one step (N,) while acting."""
+        return self.dynamics.filter(state, self.encoder(step.obs, lead=1), step.action, step.is_first)
+
+    def imagine(self, policy: Callable[[Tensor], Tensor], start: State, horizon: int) -> Imagined:
+        """Roll a policy out inside the model.
+
+        Args:
+            policy: features (N, F) -> action (N, A).
+            start: (N,) states; index 0 of what is returned.
+            horizon: H.
+
+        Returns:
+            Features, actions, rewards and continues (N, H+1, ...); the action at H is drawn too.
+        """
+        state, features, actions = start, [self.dynamics.features(start)], []
+        for _ in range(horizon):
+            actions.append(policy(features[-1]))
+            state = self.dynamics.step(state, actions[-1])
+            features.append(self.dynamics.features(state))
+        actions.append(policy(features[-1]))
+        path = torch.stack(features, 1)
+        return Imagined(path, torch.stack(actions, 1), *self.predict(path))
+
+    def predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (..., F) -> expected reward (...) and discounted continue probability (...)."""
+        return SymexpTwoHot(self.reward(features)).mean, torch.sigmoid(self.proceed(features)).squeeze(-1)
+
+    @torch.no_grad()
+    def decode(self, state: State) -> dict[str, Tensor]:
+        """States (...) -> observations (..., *shape): vectors in the environment's units, images in [0, 1]."""
+        predictions = self.decoder(self.dynamics.features(state))
+        view = self.encoder.view
+        if view.numeric:
+            numeric = view.scaling.inverse(torch.cat([predictions[key] for key in view.numeric], -1))
+            predictions |= dict(zip(view.numeric, numeric.split(list(view.numeric.values()), -1), strict=True))
+        return predictions
+
+    @torch.no_grad()
+    def errors(self, obs: dict[str, Tensor], states: State) -> Tensor:
+        """(B, T): mean absolute error per element, in the networks' units, averaged over the keys."""
+        predictions, view = self.decoder(self.dynamics.features(states)), self.encoder.view
+        errors = [(predictions[key] - obs[key].float() / 255).abs().mean((-3, -2, -1)) for key in self.decoder.images]
+        if view.numeric:
+            dreamt = torch.cat([predictions[key] for key in view.numeric], -1)
+            errors.append((dreamt - view.scaling(view.raw(obs, 2))).abs().mean(-1))
+        return torch.stack(errors).mean(0) if errors else torch.zeros_like(states["deter"][..., 0])
+
+    def _reconstruction(self, obs: dict[str, Tensor], predictions: dict[str, Tensor]) -> dict[str, Tensor]:
+        """(B, T) per key: squared error summed over the observation, cross entropy for discrete keys."""
+        view, errors = self.encoder.view, {}
+        if view.numeric:
+            target = view.scaling(view.raw(obs, 2))
+            for key, part in zip(view.numeric, target.split(list(view.numeric.values()), -1), strict=True):
+                errors[key] = (predictions[key] - part).square().sum(-1)
+        for key, (_, start) in view.discrete.items():
+            logits = predictions[key].permute(0, 2, 1)
+            errors[key] = F.cross_entropy(logits, obs[key].long() - start, reduction="none")
+        for key in self.decoder.images:
+            errors[key] = (predictions[key] - obs[key].float() / 255).square().sum((-3, -2, -1))
+        return errors
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Gradients flow through these modules but not into their parameters."""
+    params = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for p in params:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in params:
+            p.requires_grad_(True)
+
+
+def image_keys(space: spaces.Dict) -> tuple[list[str], tuple[int, int, int]]:
+    """The image keys, sorted, and the shape of all of them stacked along the channels.
+
+    Raises:
+        UserError: images of different sizes, or sides that are no multiple of 16.
+    """
+    keys = sorted(k for k, s in space.spaces.items() if is_image(s))
+    if not keys:
+        return [], (0, 0, 0)
+    shapes = {key: space[key].shape for key in keys}
+    sizes = {shape[:2] for shape in shapes.values() if shape is not None}
+    height, width = next(iter(sizes))
+    if len(sizes) > 1 or height % 16 or width % 16:
+        raise UserError(
+            f"images must share one size whose sides divide by 16, these are {shapes}; "
+            "wrap the environment in gymnasium.wrappers.ResizeObservation(env, (64, 64))"
+        )
+    return keys, (height, width, sum(shape[2] for shape in shapes.values() if shape is not None))

@@ -1,0 +1,80 @@
+"""The machine: cores, threads, memory, device. What training plans with and `mbrl doctor` prints."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+
+
+def physical_cores() -> int:
+    """Cores this process may use, hyper-threads not counted: those add nothing to matrix products."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, _container_cores(), _cores_in_cpuinfo()))
+
+
+def _container_cores() -> int:
+    """The container's share of the machine (cgroup v2), which `os.cpu_count` does not know."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return sys.maxsize if quota == "max" else math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):
+        return sys.maxsize
+
+
+def _cores_in_cpuinfo() -> int:
+    try:
+        blocks = Path("/proc/cpuinfo").read_text().strip().split("\n\n")
+    except OSError:
+        return sys.maxsize
+    cores = set()
+    for block in blocks:
+        fields = dict(line.split(":", 1) for line in block.splitlines() if ":" in line)
+        fields = {key.strip(): value.strip() for key, value in fields.items()}
+        if "core id" in fields:
+            cores.add((fields.get("physical id"), fields["core id"]))
+    return len(cores) or sys.maxsize
+
+
+def set_threads() -> int:
+    """One thread per physical core, unless OMP_NUM_THREADS says otherwise; returns the number."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(physical_cores())
+    return torch.get_num_threads()
+
+
+def free_memory() -> int | None:
+    """Bytes that can still be taken without swapping, the container's limit included; None if unknown."""
+    free = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free.append(int(line.split()[1]) * 1024)
+        group = Path("/sys/fs/cgroup")
+        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass  # not Linux, or no limit
+    return min(free) if free else None
+
+
+def choose_device(name: str) -> str:
+    """`auto` is CUDA where PyTorch sees it, else the CPU.
+
+    Raises:
+        UserError: CUDA was asked for by name and is not there.
+    """
+    import torch
+
+    from mbrl.errors import UserError
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"--device {name}: PyTorch {torch.__version__} sees no CUDA device; use --device cpu, "
+            "or install a CUDA build of torch. `mbrl doctor` shows what is there"
+        )
+    return name

@@ -1,0 +1,169 @@
+"""`mbrl train ENV`: compose environments, agent, replay and logger; train; show what came out.
+
+The run directory follows from the command, so the same command again continues the run.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+
+import envs
+from agents import make_agent
+from mbrl.checkpoint import Checkpoint, flatten
+from mbrl.errors import UserError
+from mbrl.interfaces import Agent
+from mbrl.logger import Logger
+from mbrl.replay import Replay
+from mbrl.report import write_report
+from mbrl.run import only_writer, write_atomically
+from mbrl.screen import Screen
+from mbrl.spaces import ActionSpec, check_observation_space
+from mbrl.training import EnvStates, Result, train
+from scripts.machine import choose_device, free_memory, set_threads
+from scripts.options import Options, parse, write_count
+from scripts.pictures import draw
+
+RUN_FILES = ("config.yaml", "checkpoint", "metrics.jsonl", "status.json", ".lock")
+
+
+def main(argv: list[str]) -> int:
+    options, resume = parse(argv)
+    if options.fresh:
+        start_over(options.directory)
+    return run(options, resume)
+
+
+def run(options: Options[Any], resume: Checkpoint | None) -> int:
+    """Train; 0 when the run is complete, 128 + signal when it was interrupted (and saved)."""
+    config, directory, repeat = options.train_config, options.directory, options.action_repeat
+    device, threads = choose_device(options.device), set_threads()
+    train_envs = envs.make_envs(
+        options.env, options.num_envs, parallel=options.parallel, action_repeat=repeat
+    )
+    eval_envs = envs.make_envs(options.env, config.eval_episodes, action_repeat=repeat)
+    try:
+        torch.manual_seed(options.seed)
+        space, actions = train_envs.single_observation_space, train_envs.single_action_space
+        agent = make_agent(options.agent, options.config, space, actions, device)
+        action_size, latents = ActionSpec.of(actions).size, agent.latent_spec()
+        space = check_observation_space(space)
+        replay = Replay(space, action_size, options.num_envs, latents, config.replay, options.seed)
+        lines = [*header(options, agent, replay, device, threads), *differences(options, resume)]
+        write_atomically(directory / "config.yaml", yaml.safe_dump(options.plain(), sort_keys=False))
+        resume_step, wall = (None, 0.0) if resume is None else (resume.step, resume.wall)
+        with (
+            Logger(directory, resume_step, wall_offset=wall, sinks=options.sinks) as log,
+            Screen(lines) as screen,
+        ):
+            result = train(
+                agent,
+                train_envs,
+                replay,
+                config,
+                log,
+                eval_envs=eval_envs,
+                directory=directory,
+                seed=options.seed,
+                screen=screen,
+                resume=resume,
+                env_states=cast(EnvStates, envs),
+                run_config=options.plain(),
+            )
+            screen.heartbeat("writing the report")
+            screen.close(finish(options, agent, result))
+    finally:
+        train_envs.close()
+        eval_envs.close()
+    return 0 if result.signal is None else 128 + result.signal
+
+
+def header(options: Options[Any], agent: Agent, replay: Replay, device: str, threads: int) -> list[str]:
+    """What is about to happen: what is seen, what acts, what it will take."""
+    config = options.train_config
+    steps = min(replay.capacity * options.num_envs, config.steps)
+    needed, free = steps * replay.bytes_per_step, free_memory()
+    budget = f"{write_count(config.steps)} env steps"
+    if config.minutes is not None:
+        budget += f", at most {config.minutes:g} min"
+    kind = f"{options.agent}/{options.preset}"
+    lines = [
+        f"{options.env}   {agent.describe()}   {kind}   {device}, {threads} thread{'s' * (threads > 1)}",
+        f"replay {write_count(steps)} steps = {size(needed)}   budget {budget}   {options.directory}",
+    ]
+    if free is not None and needed > 0.8 * free:
+        lines.append(
+            f"warning: the replay will take {size(needed)} of {size(free)} that are free; keep less "
+            f"with --training.replay.gigabytes {math.floor(5 * free / 1e9) / 10:g}"
+        )
+    return lines
+
+
+def differences(options: Options[Any], resume: Checkpoint | None) -> list[str]:
+    """How the run is continued, and every setting that is not what it was."""
+    if resume is None:
+        return []
+    old, new = flatten(resume.config), flatten(options.plain())
+    changed = [f"  {key}: {old.get(key)} -> {value}" for key, value in new.items() if old.get(key) != value]
+    minutes = resume.wall / 60
+    lines = [f"continuing from step {write_count(resume.step)} ({minutes:.1f} min); --fresh starts over"]
+    return [*lines, *resume.notes, *(["changed since then:", *changed] if changed else [])]
+
+
+def finish(options: Options[Any], agent: Agent, result: Result) -> list[str]:
+    """Write what a person looks at afterwards, and say where it is."""
+    directory, step = options.directory, write_count(result.env_steps)
+    if result.interrupted:
+        return [f"interrupted at step {step}; everything is saved, and the same command continues"]
+    saved, lines = [], []
+    if options.pictures:
+        saved, lines = draw(directory, options.env, options.action_repeat, agent, result, options.seed)
+    saved = ["checkpoint", *saved, write_report(directory).name]
+    # Settings that differ, and damage that was passed over, were shown at the start.
+    lines += [note for note in result.notes if "continues with" not in note and "damaged" not in note]
+    if result.scores:
+        returns = torch.tensor(result.scores["mode"])
+        lines.append(
+            f"reached {returns.mean():.1f} +- {returns.std(correction=0):.1f} over {len(returns)} episodes "
+            f"after {step} env steps, {result.updates} updates, {result.seconds / 60:.1f} min"
+        )
+    return [
+        *lines,
+        f"saved: {', '.join(saved)}",
+        f"report: {directory / 'report.html'}",
+        f"next:  mbrl evaluate {directory}",
+    ]
+
+
+def start_over(directory: Path) -> None:
+    """Remove the run that is there, and nothing else.
+
+    Raises:
+        UserError: what is there is not a run, or somebody is training in it.
+    """
+    if not directory.exists():
+        return
+    if any(directory.iterdir()) and not any((directory / name).exists() for name in RUN_FILES):
+        raise UserError(
+            f"{directory} does not look like a run; --fresh will not remove it. Remove it yourself"
+        )
+    with only_writer(directory):
+        print(f"--fresh: removing the run in {directory}", file=sys.stderr)
+        shutil.rmtree(directory)
+
+
+def size(number: float) -> str:
+    for unit, bytes_ in (("GB", 1e9), ("MB", 1e6)):
+        if number >= bytes_:
+            return f"{number / bytes_:.2g} {unit}"
+    return f"{number / 1e3:.0f} kB"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

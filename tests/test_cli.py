@@ -1,0 +1,496 @@
+"""The command line: good input does what it says; bad input gets one message, exit code 2, no traceback.
+
+One short run of the debug preset is shared by the tests that need a trained agent.
+"""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import options
+from scripts.main import main
+
+TINY = ["--preset", "debug", "--no-pictures", "--training.final-episodes", "1"]
+
+BROKEN_ENVS = """
+    import gymnasium
+    import numpy as np
+    from gymnasium import spaces
+
+    class Base(gymnasium.Env):
+        observation_space = spaces.Box(-1, 1, (3,), np.float32)
+        action_space = spaces.Discrete(2)
+        broken_after = 3
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.t = 0
+            return np.zeros(3, np.float32), {}
+
+        def step(self, action):
+            self.t += 1
+            return self.observe(self.t >= self.broken_after), self.reward(self.t), False, self.t >= 10, {}
+
+        def observe(self, broken):
+            return np.zeros(3, np.float32)
+
+        def reward(self, t):
+            return 0.0
+
+    class NanObservation(Base):
+        def observe(self, broken):
+            return np.full(3, np.nan if broken else 0, np.float32)
+
+    class NanReward(Base):
+        def reward(self, t):
+            return float("nan") if t >= self.broken_after else 0.0
+
+    class WrongShape(Base):
+        def observe(self, broken):
+            return np.zeros(4 if broken else 3, np.float32)
+
+    class WrongType(Base):
+        def observe(self, broken):
+            return np.array(["text"] * 3) if broken else np.zeros(3, np.float32)
+
+    class SequenceObservation(Base):
+        observation_space = spaces.Sequence(spaces.Discrete(2))
+
+    class TextAction(Base):
+        action_space = spaces.Text(5)
+
+    class UnboundedAction(Base):
+        action_space = spaces.Box(-np.inf, np.inf, (2,))
+
+    class NotAnEnv:
+        pass
+"""
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> str:
+    file = tmp_path / "broken.py"
+    file.write_text(textwrap.dedent(BROKEN_ENVS))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the debug preset: its runs directory."""
+    runs = tmp_path_factory.mktemp("runs")
+    assert main(["train", "CartPole-v1", "--steps", "300", "--runs-dir", str(runs), "--preset", "debug"]) == 0
+    return runs
+
+
+@pytest.fixture
+def run_copy(trained: Path, tmp_path: Path) -> Path:
+    """The same run, to be spoilt."""
+    shutil.copytree(trained, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The message of a command that must fail: exit code 2, one message, no traceback."""
+    capsys.readouterr()
+    try:
+        code = main(list(argv))
+    except SystemExit as exit:  # raised by the parsers of arguments
+        code = exit.code if isinstance(exit.code, int) else 1
+    out, err = capsys.readouterr()
+    assert code == 2, (code, out, err)
+    assert "Traceback" not in out + err
+    assert 0 < len(err.strip().splitlines()) < 14, err
+    return " ".join(err.replace("│", " ").split())
+
+
+# ---- commands ----------------------------------------------------------------------------------
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {command} " in out for command in ("train", "evaluate", "doctor"))
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean `mbrl train`?" in refused(capsys, "trian")
+    assert "train, evaluate, doctor" in refused(capsys, "xyz")
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(ValueError, match="NoSuchEnv"):
+        main(["train", "NoSuchEnv-v0", "--debug"])
+
+
+def test_a_defect_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(argv: list[str]) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("scripts.doctor.main", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["doctor"])
+
+
+def test_interrupt_has_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scripts.doctor.main", interrupt)
+    assert main(["doctor"]) == 130
+
+
+def test_doctor_prints_one_json_object(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "scripts.doctor.rendering", lambda: {"backend": None, "problems": {"egl": "no library"}}
+    )
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["versions"]["torch"] and found["physical_cores"] >= 1
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "egl: no library" in text and "dm_control (dmc/walker-walk): installed" in text
+
+
+# ---- mbrl train --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("100000", 100_000), ("100_000", 100_000), ("1e5", 100_000), ("100k", 100_000), ("1M", 1_000_000),
+     ("0.5M", 500_000), ("1.5k", 1500), ("7", 7)],
+)  # fmt: skip
+def test_steps_are_read_in_every_spelling(text: str, number: int) -> None:
+    assert options.read_count(text) == number
+    assert options.read_count(options.write_count(number)) == number
+
+
+@pytest.mark.parametrize("text", ["0", "-5", "-1e5", "many", "", "1.5", "1e400", "nan", "inf", "10kk", "_"])
+def test_steps_that_no_run_can_have(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="step"):
+        options.read_count(text)
+    assert "step" in refused(capsys, "train", "CartPole-v1", "--steps", text)
+
+
+def test_defaults_in_the_help_are_those_of_the_preset(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shown = {}
+    for preset in ("debug", "reference"):
+        with pytest.raises(SystemExit) as exit:
+            main(["train", "CartPole-v1", "--preset", preset, "--runs-dir", str(tmp_path), "--help"])
+        assert exit.value.code == 0
+        shown[preset] = capsys.readouterr().out
+        config, _ = options.presets_of("dreamer")[preset]
+        assert f"(default: {config.lr})" in shown[preset]
+    assert shown["debug"] != shown["reference"]
+
+
+def test_options_reach_every_field(tmp_path: Path) -> None:
+    line = [
+        "dmc/walker-walk",
+        "--seed",
+        "3",
+        "--steps",
+        "2k",
+        "--minutes",
+        "1.5",
+        "--runs-dir",
+        str(tmp_path),
+    ]
+    parsed, resume = options.parse([*line, "--config.lr", "1e-3", "--training.replay.capacity", "5000"])
+    assert resume is None
+    assert parsed.directory == tmp_path / "dmc_walker-walk" / "dreamer" / "seed3"
+    assert (parsed.train_config.steps, parsed.train_config.minutes) == (2000, 1.5)
+    assert parsed.config.lr == 1e-3 and parsed.train_config.replay.capacity == 5000
+
+
+def test_run_directories_hold_any_name() -> None:
+    def folder(env: str) -> str:
+        return str(options.run_directory(Path("runs"), env, "dreamer", 0))
+
+    assert folder("CartPole-v1") == "runs/CartPole-v1/dreamer/seed0"
+    assert folder("dm_control/walker-walk-v0") == folder("dmc/walker-walk")
+    assert folder("../my envs/file.py:Env").startswith("runs/my_envs_file.py_Env/")
+
+
+def test_a_run_holds_everything_about_itself(trained: Path) -> None:
+    run = trained / "CartPole-v1/dreamer/seed0"
+    assert {
+        "config.yaml",
+        "metrics.jsonl",
+        "scores.jsonl",
+        "checkpoint",
+        "replay",
+        "status.json",
+        "report.html",
+        "eval.gif",
+        "dream.gif",
+    } <= {path.name for path in run.iterdir()}
+    assert list(run.glob("events*"))
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"
+
+
+def test_more_steps_continue_and_the_command_line_wins(
+    run_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [
+        "train",
+        "CartPole-v1",
+        "--runs-dir",
+        str(run_copy),
+        "--training.final-episodes",
+        "1",
+        "--no-pictures",
+    ]
+    assert main([*line, "--steps", "400", "--config.lr", "0.5"]) == 0
+    out = capsys.readouterr().out
+    assert "continuing from step 300" in out
+    assert "config.lr" in out and "-> 0.5" in out and "training.steps: 300 -> 400" in out
+    config = (run_copy / "CartPole-v1/dreamer/seed0/config.yaml").read_text()
+    assert "preset: debug" in config and "lr: 0.5" in config
+    steps = [
+        json.loads(line)["step"] for line in (run_copy / "CartPole-v1/dreamer/seed0/scores.jsonl").open()
+    ]
+    assert max(steps) == 400 and steps == sorted(steps)
+
+
+def test_sigterm_saves_and_the_same_command_continues(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["train", "CartPole-v1", "--runs-dir", str(tmp_path), *TINY]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "scripts.main", *line, "--steps", "1M", "--training.log-every", "20"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("step "):
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    rest = process.stdout.read()
+    assert process.wait() == 128 + signal.SIGTERM
+    assert "interrupted at step" in rest
+    step = json.loads(next(tmp_path.rglob("status.json")).read_text())["step"]
+    assert main([*line, "--steps", str(step + 10)]) == 0
+    assert f"continuing from step {options.write_count(step)}" in capsys.readouterr().out
+
+
+def test_fresh_removes_the_old_run_and_says_so(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    marker = run_copy / "CartPole-v1/dreamer/seed0/old"
+    marker.touch()
+    line = ["train", "CartPole-v1", "--runs-dir", str(run_copy), "--steps", "30", "--agent", "random"]
+    assert main([*line, "--fresh", "--training.final-episodes", "1", "--no-pictures"]) == 0
+    assert marker.exists(), "another agent's run is another directory"
+    line = ["train", "CartPole-v1", "--runs-dir", str(run_copy), "--steps", "30", *TINY]
+    assert main([*line, "--fresh"]) == 0
+    assert not marker.exists()
+    assert "--fresh: removing" in capsys.readouterr().err
+
+
+def test_fresh_leaves_what_is_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    precious = tmp_path / "CartPole-v1/dreamer/seed0/thesis.tex"
+    precious.parent.mkdir(parents=True)
+    precious.touch()
+    message = refused(capsys, "train", "CartPole-v1", "--runs-dir", str(tmp_path), "--fresh")
+    assert "does not look like a run" in message and precious.exists()
+
+
+# ---- mbrl evaluate -----------------------------------------------------------------------------
+
+
+def test_evaluate_prints_one_json_object(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(trained / "CartPole-v1/dreamer/seed0")
+    line = ["evaluate", run, "--episodes", "3", "--json", "--seed", "5"]
+    capsys.readouterr()
+    assert main(line) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert first.keys() == {"mode", "sample"}
+    for score in first.values():
+        assert score.keys() == {"mean", "std", "returns"} and len(score["returns"]) == 3
+        assert score["mean"] == pytest.approx(sum(score["returns"]) / 3)
+    assert main(line) == 0
+    assert json.loads(capsys.readouterr().out) == first, "the same seed gives the same returns"
+    assert main([*line, "--mode", "mode"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"mode": first["mode"]}
+
+
+def test_evaluate_of_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no checkpoint" in refused(capsys, "evaluate", str(tmp_path))
+    assert "no checkpoint" in refused(capsys, "evaluate", str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    "bad", [["--episodes", "0"], ["--episodes", "x"], ["--mode", "best"], ["--seed", "-1"]]
+)
+def test_evaluate_bad_options(trained: Path, bad: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert bad[1] in refused(capsys, "evaluate", str(trained / "CartPole-v1/dreamer/seed0"), *bad)
+
+
+# ---- bad input ---------------------------------------------------------------------------------
+
+
+def train(runs: Path | str, env: str, *more: str) -> list[str]:
+    return ["train", env, "--runs-dir", str(runs), "--steps", "400", *TINY, *more]
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        ("CartPole-v7", "[ `v0`, `v1` ]"),
+        ("CartPool-v1", "Did you mean: `CartPole`?"),
+        ("dmc/walker-wolk", "dmc/walker-walk"),
+        ("no/such/file.py:Env", "no/such/file.py"),
+        ("no_such_module:Env-v0", "no_such_module"),
+    ],
+)
+def test_unknown_environment(env: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert says in refused(capsys, *train(tmp_path, env))
+
+
+def test_missing_extra(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "minigrid", None)  # as if it were not installed
+    assert "pip install minigrid" in refused(capsys, *train(tmp_path, "MiniGrid-Empty-5x5-v0"))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("NanObservation", "is nan in environment 0"),
+        ("NanReward", "reward is nan"),
+        ("WrongShape", "shape"),
+        ("WrongType", "type"),
+        ("SequenceObservation", "supported"),
+        ("TextAction", "supported are"),
+        ("UnboundedAction", "infinite bounds"),
+        ("NotAnEnv", "gymnasium.Env"),
+        ("Missing", "NanReward"),
+    ],
+)
+def test_broken_environments(
+    name: str, says: str, broken: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in refused(capsys, *train(tmp_path / "runs", f"{broken}:{name}"))
+
+
+def test_run_directory_of_another_environment(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_copy / "CartPole-v1").rename(run_copy / "Pendulum-v1")
+    message = refused(capsys, *train(run_copy, "Pendulum-v1"))
+    assert "CartPole-v1" in message and "--fresh" in message
+
+
+def test_run_directory_of_another_agent(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_copy / "CartPole-v1/dreamer").rename(run_copy / "CartPole-v1/random")
+    message = refused(capsys, "train", "CartPole-v1", "--runs-dir", str(run_copy), "--agent", "random")
+    assert "dreamer" in message and "--fresh" in message
+
+
+def checkpoints(runs: Path) -> list[Path]:
+    return sorted((runs / "CartPole-v1/dreamer/seed0/checkpoint").iterdir())
+
+
+def test_run_directory_of_another_format(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = checkpoints(run_copy)[-1] / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
+    assert "format 99" in refused(capsys, *train(run_copy, "CartPole-v1"))
+
+
+def test_another_size_of_model(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, *train(run_copy, "CartPole-v1", "--config.model.units", "24"))
+    assert "--fresh" in message
+
+
+def test_corrupted_checkpoint_without_another(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in checkpoints(run_copy):
+        (path / "model.safetensors").write_bytes(b"spoilt")
+    assert "--fresh" in refused(capsys, *train(run_copy, "CartPole-v1"))
+    assert "damaged" in refused(capsys, "evaluate", str(run_copy / "CartPole-v1/dreamer/seed0"))
+
+
+def test_corrupted_checkpoint_falls_back(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = [
+        "train",
+        "CartPole-v1",
+        "--runs-dir",
+        str(run_copy),
+        "--training.final-episodes",
+        "1",
+        "--no-pictures",
+    ]
+    assert main([*line, "--steps", "350"]) == 0
+    newest = checkpoints(run_copy)[-1] / "state.pt"
+    newest.write_bytes(newest.read_bytes()[:100])
+    capsys.readouterr()
+    assert main([*line, "--steps", "360"]) == 0
+    out = capsys.readouterr().out
+    assert "damaged" in out and "continuing from step 300" in out
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_disk_that_takes_nothing(
+    number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number), str(tmp_path))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    assert os.strerror(number) in refused(capsys, *train(tmp_path, "CartPole-v1"))
+
+
+def test_runs_directory_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs").touch()
+    assert "--runs-dir" in refused(capsys, *train(tmp_path / "runs", "CartPole-v1"))
+
+
+def test_non_finite_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, *train(tmp_path, "CartPole-v1", "--config.lr", "nan"))
+    assert "non-finite" in message
+    assert list(tmp_path.rglob("nonfinite_batch.pt"))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--agent", "dremer"], "dreamer"),
+        (["--preset", "huge"], "laptop"),
+        (["--seed", "-1"], "--seed"),
+        (["--num-envs", "0"], "--num-envs"),
+        (["--minutes", "0"], "--minutes"),
+        (["--training.eval-every", "0"], "--training.eval-every"),
+        (["--config.learning-rate", "1"], "--config.learning-rate"),
+        (["--device", "cuda:99"], "cuda"),
+        (["--sinks", "paper"], "tensorboard"),
+    ],
+)
+def test_bad_options(more: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert says in refused(capsys, "train", "CartPole-v1", "--runs-dir", str(tmp_path), *more)
+
+
+def test_environment_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "mbrl train CartPole-v1" in refused(capsys, "train", "--steps", "5")
+    assert "mbrl train CartPole-v1" in refused(capsys, "train")
+
+
+def test_console_command_in_its_own_process(tmp_path: Path) -> None:
+    """What the shell sees: exit code, one line on stderr, nothing on stdout."""
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.main", "train", "NoSuchEnv-v0", "--runs-dir", str(tmp_path)],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir()), "a run that never began leaves nothing"
