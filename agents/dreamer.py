@@ -32,6 +32,8 @@ from mbrl.steps import Steps
 from mbrl.training import TrainConfig
 from mbrl.world_model import WorldModel, WorldModelConfig, frozen
 
+Metrics = dict[str, Tensor | float]
+
 
 @dataclass(frozen=True)
 class DreamerConfig:
@@ -127,9 +129,9 @@ class Dreamer:
         self.actor = Actor(features, self.spec, model.units, config.actor_layers, model.norm)
         self.critic = Head(features, (model.bins,), model.units, config.critic_layers, scale=0.0, norm=model.norm)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.modules = nn.ModuleDict(
-            {"world_model": self.world_model, "actor": self.actor, "critic": self.critic, "slow_critic": self.slow_critic}
-        ).to(self.device)
+        modules = {"world_model": self.world_model, "actor": self.actor}
+        modules |= {"critic": self.critic, "slow_critic": self.slow_critic}
+        self.modules = nn.ModuleDict(modules).to(self.device)
         self.optimiser = LaProp(self._parameter_groups(), lr=config.lr, agc=config.agc, warmup=config.warmup)
         self.returns = ReturnScale(config.return_rate, config.return_minimum, config.return_debias)
         self.min_steps = config.batch_length + 1
@@ -166,7 +168,7 @@ class Dreamer:
 
     # ---- learning ------------------------------------------------------------------------------
 
-    def update(self, replay: Replay) -> dict[str, Tensor | float]:
+    def update(self, replay: Replay) -> Metrics:
         """One gradient update of world model, critic and actor; rewrites the batch's latents."""
         self.last_batch = batch = replay.sample(self.config.batch_size, self.config.batch_length + 1)
         steps = batch.steps.to(self.device)[:, 1:]
@@ -185,7 +187,7 @@ class Dreamer:
         metrics |= {f"train/loss/{name}": value.detach().mean() for name, value in losses.items()}
         return metrics | {"train/loss/total": total.detach()}
 
-    def losses(self, steps: Steps, context: State) -> tuple[dict[str, Tensor], State, dict[str, Tensor | float]]:
+    def losses(self, steps: Steps, context: State) -> tuple[dict[str, Tensor], State, Metrics]:
         """All losses by name, scaled, not yet averaged; the posterior states (B, T); metrics.
 
         Args:
@@ -195,16 +197,14 @@ class Dreamer:
         dynamics = self.world_model.dynamics
         losses, states = self.world_model.loss(steps, context)  # (B, T)
 
-        chosen = self._choose_starts(steps)  # (N,) among the B T states
-        start = {name: value.detach().flatten(0, 1)[chosen] for name, value in states.items()}
+        chosen, start = self._choose_starts(states)  # (N,) among the B T states
         imagined, returns = self._imagine(start)  # (N, H+1), (N, H)
-        self.returns.update(returns)
-        policy_loss, value_loss, metrics = self._behaviour_losses(imagined, returns)
+        behaviour_losses, metrics = self._behaviour_losses(imagined, returns)
 
         features = dynamics.features(states)  # (B, T, F)
         bootstrap = self._bootstrap(features, chosen, returns)
         repval = self._replay_value_loss(features, steps, bootstrap)
-        losses |= {"policy": policy_loss, "value": value_loss, "repval": self.config.repval_scale * repval}
+        losses |= {**behaviour_losses, "repval": self.config.repval_scale * repval}
         return losses, states, metrics
 
     def _imagine(self, start: State) -> tuple[Imagined, Tensor]:
@@ -223,8 +223,9 @@ class Dreamer:
             # The continue probability already holds the discount.
             return imagined, lambda_return(imagined.reward, imagined.proceed, value, self.config.lam)
 
-    def _behaviour_losses(self, imagined: Imagined, returns: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor | float]]:
+    def _behaviour_losses(self, imagined: Imagined, returns: Tensor) -> tuple[dict[str, Tensor], Metrics]:
         """Actor and critic losses (N, H) on imagined rollouts (eqs. 7, 8 and 10)."""
+        self.returns.update(returns)
         features = imagined.features.detach()[:, :-1]
         weight = imagined.proceed.detach().cumprod(1)[:, :-1]  # the chance to get there alive
         scale = self.returns.scale
@@ -244,14 +245,14 @@ class Dreamer:
             # A saturated tanh has no gradient to come back by.
             excess = torch.relu(policy.raw_mean.abs() - 1).square().sum(-1)
             policy_loss = policy_loss + weight * self.config.saturation * excess
-        metrics: dict[str, Tensor | float] = {
+        metrics: Metrics = {
             "train/entropy": entropy.detach().mean(),
             "train/saturated": (policy.mode.detach().abs() > 0.97).float().mean(),
             "train/return_scale": scale,
             "train/imagined_return": returns.detach().mean(),
             "train/imagined_reward": imagined.reward.detach().mean(),
         }
-        return policy_loss, value_loss, metrics
+        return {"policy": policy_loss, "value": value_loss}, metrics
 
     def _value_loss(self, critic: SymexpTwoHot, features: Tensor, target: Tensor) -> Tensor:
         """(...): towards the returns, and towards the slow critic as a regulariser."""
@@ -259,12 +260,14 @@ class Dreamer:
             slow = SymexpTwoHot(self.slow_critic(features)).mean
         return critic.loss(target) + self.config.slow_scale * critic.loss(slow)
 
-    def _choose_starts(self, steps: Steps) -> Tensor:
-        """(N,) indices among the B T replayed states, all of them or without replacement."""
-        total = steps.reward.numel()
+    def _choose_starts(self, states: State) -> tuple[Tensor, State]:
+        """States to imagine from, (N,): all of the (B, T) or some, and their indices."""
+        flat = {name: value.detach().flatten(0, 1) for name, value in states.items()}
+        total = len(flat["deter"])
         if self.config.starts is None or self.config.starts >= total:
-            return torch.arange(total, device=self.device)
-        return torch.randperm(total, device=self.device)[: self.config.starts]
+            return torch.arange(total, device=self.device), flat
+        chosen = torch.randperm(total, device=self.device)[: self.config.starts]
+        return chosen, {name: value[chosen] for name, value in flat.items()}
 
     @torch.no_grad()
     def _bootstrap(self, features: Tensor, chosen: Tensor, returns: Tensor) -> Tensor:
@@ -282,7 +285,8 @@ class Dreamer:
         lam = (~steps.is_last).float() * self.config.lam
         returns = lambda_return(steps.reward, live, bootstrap, lam)
         features = features[:, :-1]
-        return (~steps.is_last[:, :-1]).float() * self._value_loss(SymexpTwoHot(self.critic(features)), features, returns)
+        loss = self._value_loss(SymexpTwoHot(self.critic(features)), features, returns)
+        return (~steps.is_last[:, :-1]).float() * loss
 
     # ---- looking at it -------------------------------------------------------------------------
 
@@ -298,7 +302,7 @@ class Dreamer:
         seen, horizon = 8, max(15, self.config.horizon)
         if not replay.ready(seen + horizon + 1):
             return {}
-        batch = replay.sample(16, seen + horizon + 1)
+        batch = replay.peek(16, seen + horizon + 1)
         steps, dynamics = batch.steps.to(self.device)[:, 1:], self.world_model.dynamics
         context = self._restore({name: value[:, 0] for name, value in batch.latents.items()})
         embed = self.world_model.encoder(steps.obs, lead=2)
@@ -312,9 +316,8 @@ class Dreamer:
         future = steps[:, seen:]
         valid = ~(future.is_first.cumsum(1) > 0)  # a dream knows nothing of resets
         errors = self.world_model.errors(future.obs, dreamt)
-        result: dict[str, Any] = {
-            "report/open_loop_error": ((errors * valid).sum(0) / valid.sum(0).clamp_min(1)).tolist(),
-        }
+        error = (errors * valid).sum(0) / valid.sum(0).clamp_min(1)
+        result: dict[str, Any] = {"report/context": seen, "report/open_loop_error": error.tolist()}
         whole = {name: torch.cat([past[name], dreamt[name]], 1)[:1] for name in past}
         return result | pictures(steps[:1], self.world_model.decode(whole))
 

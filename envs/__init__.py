@@ -7,7 +7,10 @@ A name is a Gymnasium id, `dmc/walker-walk` (or `dm_control/walker-walk-v0`), `m
 `path/to/file.py:Class` (or a function in it that returns an environment), or, in Python, a callable.
 """
 
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -69,7 +72,8 @@ def make_envs(name: Name, num_envs: int, *, parallel: bool = False, **kwargs: An
         envs: Vector = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
     else:
         try:
-            envs = AsyncVectorEnv(makers, context="spawn", autoreset_mode=AutoresetMode.NEXT_STEP)
+            with _deaf_to_interrupts():
+                envs = AsyncVectorEnv(makers, context="spawn", autoreset_mode=AutoresetMode.NEXT_STEP)
         except (EOFError, ConnectionError) as error:
             raise EnvError(
                 "A worker process died while it started; its own message is above. "
@@ -77,6 +81,19 @@ def make_envs(name: Name, num_envs: int, *, parallel: bool = False, **kwargs: An
             ) from error
     envs.action_repeat = envs.get_attr("action_repeat")[0]  # type: ignore[union-attr]
     return envs
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes started meanwhile ignore Ctrl-C: whoever owns them decides when they end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def get_states(envs: Vector) -> list[State]:

@@ -104,7 +104,7 @@ def _from_file(path: Path, attribute: str) -> Callable[..., Any]:
     module = _load_file(path.resolve())
     target = getattr(module, attribute, None)
     if callable(target):
-        return target  # type: ignore[no-any-return]
+        return target
     own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
     names = ", ".join(f"{path}:{key}" for key in own if not key.startswith("_")) or "neither"
     raise EnvError(f"{path} has no class or function {attribute!r}. It has: {names}")

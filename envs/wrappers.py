@@ -18,6 +18,13 @@ Result = tuple[Any, float, bool, bool, dict[str, Any]]
 SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
 
 
+MEND = "Correct the environment's observation_space, or the type and shape of what it returns."
+
+
+def _wrong(key: str, space: spaces.Space[Any]) -> str:
+    return f"The observation '{key}' is not of its space {space}"
+
+
 class FlatDict(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Observations as a flat dict: `state` or `image`, or an environment's own keys joined with "/".
 
@@ -40,11 +47,16 @@ class FlatDict(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def _flat(self, obs: Any) -> Obs:
         flat = {}
-        for key, path, _, convert in self._leaves:
-            value = obs
-            for part in path:
-                value = value[part]
-            flat[key] = convert(value)
+        for key, path, space, convert in self._leaves:
+            try:
+                value = obs
+                for part in path:
+                    value = value[part]
+                flat[key] = convert(value)
+            except (ValueError, TypeError, KeyError, IndexError) as error:
+                raise EnvError(f"{_wrong(key, space)}: {type(error).__name__}: {error}. {MEND}") from error
+            if np.shape(flat[key]) != (space.shape or ()):
+                raise EnvError(f"{_wrong(key, space)}: its shape is {np.shape(flat[key])}. {MEND}")
         return flat
 
 

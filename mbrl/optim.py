@@ -19,7 +19,7 @@ class LaProp(torch.optim.Optimizer):
         mu <- b1 mu + (1 - b1) u;     p <- p - lr_n mu / (1 - b1^n)
 
     lr_n = lr min(1, (n - 1) / warmup): with a warm-up the first update changes nothing. Norms run over
-    whole tensors. Every parameter must have received a gradient.
+    whole tensors. A group without gradients is left as it is, its count n too.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class LaProp(torch.optim.Optimizer):
         agc: float = 0.3,
         warmup: int = 1000,
     ):
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, agc=agc, warmup=warmup))
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "agc": agc, "warmup": warmup})
         for group in self.param_groups:
             group.setdefault("count", 0)
             for p in group["params"]:
@@ -40,7 +40,9 @@ class LaProp(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            params = group["params"]
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
             grads = [p.grad for p in params]
             group["count"] += 1
             count, (beta1, beta2) = group["count"], group["betas"]

@@ -81,7 +81,7 @@ class Replay:
             f"obs/{key}": (tuple(space.shape or ()), space.dtype) for key, space in observation_space.spaces.items()
         }
         specs |= {"action": ((action_size,), np.float32), "reward": ((), np.float32)}
-        specs |= {name: ((), np.bool_) for name in ("is_first", "is_last", "is_terminal")}
+        specs |= dict.fromkeys(("is_first", "is_last", "is_terminal"), ((), np.bool_))
         self.latent_names = sorted(latents or {})
         for name in self.latent_names:
             shape, dtype = (latents or {})[name]
@@ -138,9 +138,7 @@ class Replay:
 
     def sample(self, batch_size: int, length: int) -> Batch:
         """(B, T) sequences: unseen ones first, then the mixture of uniform and recent."""
-        starts = self.time - length - self.oldest + 1  # how many a ring offers
-        if starts < 1:
-            raise ValueError(f"sequences of {length} steps asked for, {min(self.time, self.capacity)} stored")
+        starts = self._starts(length)
         env = self.rng.integers(self.num_envs, size=batch_size)
         u = self.rng.random(batch_size)
         recent = self.rng.random(batch_size) < self.config.recency
@@ -149,6 +147,13 @@ class Replay:
         if self.config.online:
             self._place_unseen(env, start, length)
         return self._gather(env[:, None], start[:, None] + np.arange(length))
+
+    def peek(self, batch_size: int, length: int) -> Batch:
+        """(B, T) uniform sequences, to look at: what is sampled later is the same as without it."""
+        rng = np.random.default_rng(self.time)
+        env = rng.integers(self.num_envs, size=(batch_size, 1))
+        start = self.oldest + rng.integers(self._starts(length), size=(batch_size, 1))
+        return self._gather(env, start + np.arange(length))
 
     def latest(self, length: int) -> Batch:
         """(N, T): the newest steps of every ring."""
@@ -161,6 +166,13 @@ class Replay:
         kept = time >= self.oldest
         for name, value in latents.items():
             self.arrays[f"latent/{name}"][env[kept], time[kept] % self.capacity] = value.numpy()[kept]
+
+    def _starts(self, length: int) -> int:
+        """How many sequences of this length a ring offers."""
+        starts = self.time - length - self.oldest + 1
+        if starts < 1:
+            raise ValueError(f"sequences of {length} steps asked for, {min(self.time, self.capacity)} stored")
+        return starts
 
     def _place_unseen(self, env: np.ndarray, start: np.ndarray, length: int) -> None:
         """Overwrite the first entries with stretches that no batch has held yet, oldest first."""

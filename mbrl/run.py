@@ -5,6 +5,7 @@ status.json tells how far the run is, whether it still runs, and on what it was 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -23,6 +24,7 @@ import torch
 from mbrl.errors import UserError
 
 RunState = Literal["running", "finished", "interrupted", "failed"]
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 PACKAGES = ("mbrl-toolkit", "torch", "numpy", "gymnasium", "mujoco", "dm-control")
 
 
@@ -86,12 +88,16 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def only_writer(directory: Path) -> Iterator[None]:
-    """Two processes that train in one directory would ruin it.
+    """Two processes that train in one directory would ruin it. The same process may nest this.
 
     Raises:
         UserError: another process is there already.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    place = directory.resolve()
+    if place in _held:
+        yield
+        return
     with (directory / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,7 +107,30 @@ def only_writer(directory: Path) -> Iterator[None]:
                 f"another process (pid {pid}) is training in {directory}; wait for it, stop it with "
                 f"'kill -TERM {pid}', or choose another --seed"
             ) from None
+        _held.add(place)
+        try:
+            yield
+        finally:
+            _held.discard(place)
+
+
+_held: set[Path] = set()
+
+
+@contextmanager
+def readable_disk_errors(directory: Path) -> Iterator[None]:
+    """Raises:
+    UserError: instead of the OSError of a disk that is full, read-only or not ours.
+    """
+    try:
         yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise UserError(
+            f"cannot write {error.filename or directory}: {error.strerror}. The last checkpoint is whole. "
+            "Free some space or make the directory writable; then the same command continues the run"
+        ) from error
 
 
 def _version(package: str) -> str | None:

@@ -1,4 +1,4 @@
-"""StopRequest: turns SIGINT and SIGTERM into a question that a loop asks when it is ready."""
+"""StopRequest: turns a signal to end into a question that a loop asks when it is ready."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import threading
 from types import FrameType
 from typing import Any
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class StopRequest:
-    """True once a signal came, while used as a context. A second SIGINT interrupts at once."""
+    """True once Ctrl-C, SIGTERM or the terminal's end came, while used as a context.
+
+    A second Ctrl-C interrupts at once.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -20,7 +25,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue  # nohup: the run shall outlive its terminal
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 

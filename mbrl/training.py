@@ -9,6 +9,7 @@ environment. N parallel environments, A action dims.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from mbrl.interfaces import Agent, EnvStates, Log, Rows, State
 from mbrl.progress import Progress, Scores
 from mbrl.randomness import own_randomness, seed_everything
 from mbrl.replay import Replay, ReplayConfig
-from mbrl.run import RunState, circumstances, only_writer, write_status
+from mbrl.run import RunState, circumstances, only_writer, readable_disk_errors, write_status
 from mbrl.signals import StopRequest
 from mbrl.spaces import space_to_json
 from mbrl.steps import Steps
@@ -111,17 +112,18 @@ def train(
         trainer.train(resume)
         return trainer.result()
     directory = Path(directory)
-    with only_writer(directory):
+    with only_writer(directory), readable_disk_errors(directory):
         trainer.checkpoints = Checkpoints(directory, trainer.run_config, starting=resume is None)
-        write_status(directory, "running", **circumstances())
+        write_status(directory, "running", error=None, **circumstances())
         try:
             trainer.train(resume)
         except BaseException as error:
-            write_status(directory, "failed", error=f"{type(error).__name__}: {error}")
+            with suppress(OSError):
+                write_status(directory, "failed", error=f"{type(error).__name__}: {error}")
             raise
         result = trainer.result()
         state: RunState = "interrupted" if result.interrupted else "finished"
-        write_status(directory, state, error=None, step=result.env_steps, seconds=round(result.seconds, 1))
+        write_status(directory, state, step=result.env_steps, seconds=round(result.seconds, 1))
     return result
 
 
@@ -181,16 +183,18 @@ class Trainer:
         progress.finished = False
         while True:
             self._learn()
-            if not self.stop and self.driver.env_steps >= progress.next_log:
+            over, step = self._over(), self.driver.env_steps
+            if not self.stop and (over or step >= progress.next_eval):
+                self._evaluate(self.config.final_episodes if over else self.config.eval_episodes)
+            if not self.stop and (over or step >= progress.next_log):
                 self._write_metrics()
-            over = self._over()
-            if not self.stop and (over or self.driver.env_steps >= progress.next_eval):
-                self._evaluate(final=over)
+                progress.finished = over
+            leave = over or bool(self.stop)  # asked once: a signal from here on comes too late for this save
             due = time.monotonic() - self.saved_at > 60 * self.config.checkpoint_every
             best = self.score is not None and self.score == progress.best
-            if self.checkpoints is not None and (self.stop or over or due or best):
+            if self.checkpoints is not None and (leave or due or best):
                 self._save()
-            if self.stop or over:
+            if leave:
                 return
             self._interact()
 
@@ -254,10 +258,9 @@ class Trainer:
         if np.isfinite(float(total)):  # the one number that is waited for in every update
             return
         names = [name for name, value in metrics.items() if not np.isfinite(float(value))]
-        where = ""
-        if self.checkpoints is not None:
+        where, batch = "", getattr(self.agent, "last_batch", None)
+        if self.checkpoints is not None and batch is not None:
             path = self.checkpoints.directory / "nonfinite_batch.pt"
-            batch = getattr(self.agent, "last_batch", None)
             torch.save({"metrics": metrics, "batch": pack(as_tensors(batch))}, path)
             where = f" The batch is in {path}."
         raise UserError(
@@ -319,13 +322,11 @@ class Trainer:
         by_steps = pace * max(0, config.steps - self.driver.env_steps)
         return by_steps if by_clock is None else min(by_steps, by_clock)
 
-    def _evaluate(self, final: bool) -> None:
+    def _evaluate(self, episodes: int) -> None:
         """Score the mode and a sample of the policy; a request to stop discards both."""
-        progress, step = self.progress, self.driver.env_steps
+        progress, step, begin = self.progress, self.driver.env_steps, time.monotonic()
         if self.eval_envs is not None:
-            episodes = self.config.final_episodes if final else self.config.eval_episodes
-            seed, envs = 1_000_000 + self.seed, self.eval_envs
-            stop = self.stop.__bool__
+            seed, envs, stop = 1_000_000 + self.seed, self.eval_envs, self.stop.__bool__
             if self.screen is not None:
                 self.screen.heartbeat(f"step {step}, evaluating {episodes} episodes")
             try:
@@ -340,13 +341,12 @@ class Trainer:
             progress.scores = scores
             self.score = float(np.mean(scores["mode"]))
             progress.best = max(self.score, self.score if progress.best is None else progress.best)
-            self._show({})
         if progress.learning:
             with own_randomness(self.seed):
                 self.last_report = self.agent.report(self.replay)
             self.log.scalars(step, self.last_report)
         progress.next_eval = next_multiple(step, self.config.eval_every)
-        progress.finished = final
+        self.shown_at += time.monotonic() - begin  # the pace shown is that of training
 
     def result(self) -> Result:
         return Result(
@@ -355,7 +355,7 @@ class Trainer:
             seconds=self.wall,
             scores=self.progress.scores,
             report=self.last_report,
-            signal=self.stop.signal,
+            signal=None if self.progress.finished else self.stop.signal,
             notes=self.notes,
         )
 

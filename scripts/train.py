@@ -121,7 +121,8 @@ def finish(options: Options[Any], agent: Agent, result: Result) -> list[str]:
     directory, step = options.directory, write_count(result.env_steps)
     if result.interrupted:
         return [f"interrupted at step {step}; everything is saved, and the same command continues"]
-    saved, lines = [], []
+    saved: list[str] = []
+    lines: list[str] = []
     if options.pictures:
         saved, lines = draw(directory, options.env, options.action_repeat, agent, result, options.seed)
     saved = ["checkpoint", *saved, write_report(directory).name]

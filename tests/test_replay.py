@@ -191,6 +191,14 @@ def test_sampling_follows_the_seed() -> None:
     assert (index[0][1] == index[1][1]).all() and not (index[0][1] == index[2][1]).all()
 
 
+def test_looking_leaves_no_trace() -> None:
+    looked, untouched = make(80, online=True), make(80, online=True)
+    check(looked.peek(20, 7))
+    env, time = looked.peek(1000, 7).index
+    assert set(time[:, 0].tolist()) == set(range(16, 74)) and set(env.flatten().tolist()) == {0, 1}
+    equal(looked, untouched)
+
+
 # ---- latents ----------------------------------------------------------------------------------------
 
 

@@ -166,9 +166,9 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_batch(tmp_path: Path) -> 
     assert math.isnan(saved["metrics"]["train/loss/dyn"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_run_in_order(number: int) -> None:
-    before = signal.getsignal(number)
+    before = signal.signal(number, signal.SIG_DFL)
 
     class Interrupting(ToyAgent):
         def update(self, replay: Any) -> Any:
@@ -179,7 +179,7 @@ def test_a_signal_ends_the_run_in_order(number: int) -> None:
     result, _, _, log, _ = run(config, kind=Interrupting, evaluation=2)
     assert result.interrupted and result.signal == number
     assert (result.env_steps, result.updates) == (20, 1)
-    assert signal.getsignal(number) is before
+    assert signal.signal(number, before) is signal.SIG_DFL
     assert not log.evaluations
 
 

@@ -1,0 +1,97 @@
+"""The first proof of learning: five tasks, three seeds each, the laptop preset on a CPU.
+
+    python -m benchmarks.first_runs            train what is missing, two runs at a time, then collect
+    python -m benchmarks.first_runs --collect  only collect what runs/first-runs holds
+
+Every run is an ordinary ``mbrl train`` with one thread, so an interrupted suite goes on where it was.
+What is kept: ``scores.csv`` with every evaluation, ``runs.json`` with command, commit, versions, machine
+and configuration of every run. Nothing is chosen: every seed and every evaluation stands there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mbrl.logger import read_lines
+
+RUNS = Path("runs/first-runs")
+RESULTS = Path(__file__).parent / "results" / "first-runs"
+SEEDS = (0, 1, 2)
+BUDGETS = {
+    "Pendulum-v1": 15_000,
+    "CartPole-v1": 20_000,
+    "dmc/cartpole-swingup": 60_000,
+    "dmc/reacher-easy": 100_000,
+    "dmc/walker-walk": 100_000,
+}
+"""Environment steps per task, action repeat included."""
+COLUMNS = ("agent", "env", "seed", "step", "mode", "mean", "std", "episodes", "wall_s", "commit")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--only", nargs="*", default=list(BUDGETS), choices=list(BUDGETS), help="tasks")
+    parser.add_argument("--collect", action="store_true", help="train nothing")
+    options = parser.parse_args()
+    if not options.collect:
+        runs = [(env, seed) for env in options.only for seed in SEEDS]
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(lambda run: train(*run), runs))
+    collect()
+
+
+def train(env: str, seed: int) -> None:
+    """One run, in a process of its own."""
+    command = [sys.executable, "-m", "scripts.main", "train", env, "--seed", str(seed)]
+    command += ["--steps", str(BUDGETS[env]), "--runs-dir", str(RUNS)]
+    print(" ".join(command[2:]), flush=True)
+    folder = RUNS / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{env.replace('/', '-')}-{seed}.txt").open("a") as log:
+        environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environ, check=False)
+    if done.returncode:
+        print(f"{env} seed {seed} ended with exit code {done.returncode}; see {log.name}", flush=True)
+
+
+def collect() -> None:
+    """Read all runs there are into the results folder."""
+    rows: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
+    for path in sorted(RUNS.glob("**/status.json")):
+        status = json.loads(path.read_text())
+        config = yaml.safe_load((path.parent / "config.yaml").read_text())
+        run = {"agent": config["agent"], "env": config["env"], "seed": config["seed"]}
+        evaluations = [line for line in read_lines(path.parent / "scores.jsonl") if "mode" in line]
+        runs.append({**run, "status": status, "config": config, "evaluations": evaluations})
+        for line in evaluations:
+            score = {key: line[key] for key in ("step", "mode", "mean", "std", "episodes")}
+            rows.append({**run, **score, "wall_s": line["wall"], "commit": status.get("git")})
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with (RESULTS / "scores.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    (RESULTS / "runs.json").write_text(json.dumps(runs, indent=1) + "\n")
+    for env in BUDGETS:
+        last: dict[tuple[int, str], dict[str, Any]] = {}
+        for row in rows:
+            if row["env"] == env:
+                last[row["seed"], row["mode"]] = row
+        for (seed, mode), row in sorted(last.items()):
+            print(f"{env:22s} seed {seed} {mode:6s} {row['mean']:8.1f} +- {row['std']:.1f} at {row['step']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,383 @@
+"""Speed: what one update costs on this machine, what part of the machine's limit that is, where it goes.
+
+    python -m benchmarks.speed                        a table
+    python -m benchmarks.speed --json                 one JSON object
+    python -m benchmarks.speed --profile trace.json   also a trace for https://ui.perfetto.dev
+
+The work is fixed, so that figures can be compared: full updates on random replayed sequences shaped like
+dm_control's walker-walk, sampling and the rewriting of latents included. Every figure is a median of one
+process after a warm-up; arithmetic is counted, and the limit is a large matrix product's speed, measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils.flop_counter import FlopCounterMode
+
+from agents.dreamer import Dreamer, DreamerConfig, debug, laptop, reference
+from envs import make_envs
+from mbrl.driver import Driver
+from mbrl.replay import Replay, ReplayConfig
+from mbrl.steps import Steps
+from scripts.machine import set_threads
+
+ENV = "dmc/walker-walk"
+OBSERVATIONS = spaces.Dict(
+    {
+        name: spaces.Box(-np.inf, np.inf, shape, np.float32)
+        for name, shape in (("orientations", (14,)), ("height", (1,)), ("velocity", (9,)))
+    }
+)
+ACTIONS = spaces.Box(-1, 1, (6,), np.float32)
+EPISODE = 501  # records of a walker-walk episode at action repeat 2, the reset included
+RINGS = 16  # environments that the replay holds
+ACTING = (1, 4, 16)  # environments acted in
+SECTIONS = ("replay sampling", "observe", "heads", "imagine", "actor-critic", "backward", "optimiser", "rest")
+
+
+@dataclass(frozen=True)
+class Work:
+    name: str
+    agent: DreamerConfig
+    """Sizes, batch and horizon."""
+    stored: int = 2048
+    """Steps in each of the replay's rings."""
+    matrix: int = 2048
+    """Side of the square matrices whose product is the machine's limit."""
+
+
+WORKS = {
+    work.name: work
+    for work in (
+        Work("reference", reference().agent),
+        Work("laptop", laptop().agent),
+        Work("debug", debug().agent, stored=64, matrix=256),
+    )
+}
+
+
+# ---- the work ----------------------------------------------------------------------------------------
+
+
+def random_steps(n: int, first: Tensor, last: Tensor) -> Steps:
+    """(n,) records of nothing in particular; walker-walk never terminates."""
+    obs = {name: torch.randn(n, *(space.shape or ())) for name, space in OBSERVATIONS.spaces.items()}
+    action = torch.rand(n, *ACTIONS.shape) * 2 - 1
+    return Steps(obs, action, torch.rand(n), first, last, torch.zeros(n, dtype=torch.bool))
+
+
+def build(work: Work) -> tuple[Dreamer, Replay]:
+    """An untrained agent, and a replay whose rings are in different places of their episodes."""
+    torch.manual_seed(0)
+    agent = Dreamer(work.agent, OBSERVATIONS, ACTIONS)
+    config = ReplayConfig(capacity=RINGS * max(1024, work.stored))
+    replay = Replay(OBSERVATIONS, ACTIONS.shape[0], RINGS, agent.latent_spec(), config, seed=0)
+    offset = torch.arange(RINGS) * EPISODE // RINGS
+    rssm = work.agent.model.rssm
+    for k in range(work.stored):
+        time_in_episode = (offset + k) % EPISODE
+        latents = {
+            "deter": (torch.rand(RINGS, rssm.deter) * 2 - 1).half(),
+            "stoch": torch.randint(rssm.classes, (RINGS, rssm.stoch), dtype=torch.uint8),
+        }
+        replay.add(random_steps(RINGS, time_in_episode == 0, time_in_episode == EPISODE - 1), latents)
+    return agent, replay
+
+
+# ---- measuring ---------------------------------------------------------------------------------------
+
+
+def seconds_per_call(call: Callable[[], object], budget: float, warmup: int = 1) -> float:
+    """Median over as many calls as fit into the budget, at least three."""
+    for _ in range(warmup):
+        call()
+    taken: list[float] = []
+    while len(taken) < 3 or sum(taken) < budget:
+        begin = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken)
+
+
+def peak_gflops(side: int, budget: float) -> float:
+    """GFLOP/s of a float32 matrix product."""
+    a, b, out = torch.randn(side, side), torch.randn(side, side), torch.empty(side, side)
+    return 2e-9 * side**3 / seconds_per_call(lambda: torch.mm(a, b, out=out), budget, warmup=2)
+
+
+def count_gflop(call: Callable[[], object]) -> float:
+    """Arithmetic of the matrix products and convolutions of one call, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() * 1e-9
+
+
+def act_steps_per_s(agent: Dreamer, n: int, budget: float) -> float:
+    """``agent.act`` alone, for n environments at a time."""
+    no = torch.zeros(n, dtype=torch.bool)
+    step, state = random_steps(n, no, no), agent.initial_state(n)
+
+    def act() -> None:
+        nonlocal state
+        _, state = agent.act(step, state, explore=True)
+
+    return n / seconds_per_call(act, budget, warmup=10)
+
+
+def env_steps_per_s(budget: float) -> float:
+    """One environment and the driver without an agent; action repeat counted."""
+    envs = make_envs(ENV, 1)
+    try:
+        driver = Driver(envs)
+        driver.reset(seed=0)
+        actions = driver.action_spec.sample(1, np.random.default_rng(0))
+        return driver.action_repeat / seconds_per_call(lambda: driver.step(actions), budget, warmup=10)
+    finally:
+        envs.close()
+
+
+def peak_rss_mb() -> float:
+    """The most memory that this process ever held, in MiB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+# ---- where the time goes -----------------------------------------------------------------------------
+
+
+class Stopwatch:
+    """Seconds per section since ``seconds`` was last emptied; an inner section's are not its outer's."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self.clock = clock
+        self.seconds: dict[str, float] = {}
+        self._inner: list[float] = []  # per open section, the seconds of the sections inside it
+
+    def timing(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, its time booked under ``name``, and named so in a trace."""
+
+        @wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._inner.append(0.0)
+            begin = self.clock()
+            try:
+                with record_function(name):
+                    return function(*args, **kwargs)
+            finally:
+                spent = self.clock() - begin
+                self.seconds[name] = self.seconds.get(name, 0.0) + spent - self._inner.pop()
+                if self._inner:
+                    self._inner[-1] += spent
+
+        return timed
+
+
+@contextmanager
+def watched(agent: Dreamer, replay: Replay) -> Iterator[Stopwatch]:
+    """Inside, the parts of ``agent.update(replay)`` are timed."""
+    watch, model = Stopwatch(), agent.world_model
+    parts: dict[str, tuple[Any, str]] = {
+        "replay sampling": (replay, "sample"),
+        "observe": (model.dynamics, "observe"),
+        "heads": (model, "loss"),  # what is left of it: encoder, heads, their losses
+        "imagine": (model, "imagine"),
+        "actor-critic": (agent, "losses"),  # what is left of it: returns, actor, critic, slow critic
+        "backward": (Tensor, "backward"),
+        "optimiser": (agent.optimiser, "step"),
+        "rest": (agent, "update"),  # what is left of it: slow critic's step, latents, metrics
+    }
+    with ExitStack() as stack:
+        for name, (owner, method) in parts.items():
+            timed = watch.timing(name, getattr(owner, method))
+            stack.enter_context(mock.patch.object(owner, method, timed))
+        yield watch
+
+
+def breakdown(agent: Dreamer, replay: Replay, budget: float) -> dict[str, float]:
+    """Milliseconds of each part of an update."""
+    rows: list[dict[str, float]] = []
+    with watched(agent, replay) as watch:
+
+        def update() -> None:
+            watch.seconds = {}
+            agent.update(replay)
+            rows.append(watch.seconds)
+
+        seconds_per_call(update, budget)
+    return {name: 1000 * statistics.median(row[name] for row in rows[1:]) for name in SECTIONS}
+
+
+def write_trace(agent: Dreamer, replay: Replay, path: Path) -> None:
+    """A torch profiler trace of one update, its parts by name."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler, watched(agent, replay):
+        agent.update(replay)
+    profiler.export_chrome_trace(str(path))
+
+
+# ---- together ----------------------------------------------------------------------------------------
+
+
+def measure(work: Work, budget: float, trace: Path | None = None) -> dict[str, Any]:
+    """Everything, in one run.
+
+    Args:
+        work: what an update is.
+        budget: seconds for each measurement.
+        trace: where a profiler trace goes.
+    """
+    config, load = work.agent, os.getloadavg()[0]
+    say("the machine's matrix product")
+    peak = peak_gflops(work.matrix, budget)
+    say("updates")
+    agent, replay = build(work)
+    begin = time.perf_counter()
+    agent.update(replay)
+    first = time.perf_counter() - begin
+    updates = 1 / seconds_per_call(lambda: agent.update(replay), budget, warmup=2)
+    gflop = count_gflop(lambda: agent.update(replay))
+    say("the parts of an update")
+    parts = breakdown(agent, replay, budget)
+    length = config.batch_length + 1  # one step of context, as in the update
+    sampling = seconds_per_call(lambda: replay.sample(config.batch_size, length), budget, warmup=3)
+    say("acting")
+    acting = {str(n): act_steps_per_s(agent, n, budget) for n in ACTING}
+    say("the environment")
+    env_steps = env_steps_per_s(budget)
+    memory = peak_rss_mb()
+    if trace:
+        write_trace(agent, replay, trace)
+    replayed = config.batch_size * config.batch_length
+    return {
+        **describe(work, agent),
+        "load_average": load,  # what others were using: figures of a busy machine are too low
+        "updates_per_s": updates,
+        "replayed_steps_per_s": updates * replayed,
+        "gflop_per_update": gflop,
+        "peak_gflops": peak,
+        "utilisation": updates * gflop / peak,
+        "breakdown_ms": parts,
+        "replay_sample_ms": 1000 * sampling,
+        "act_steps_per_s": acting,
+        "env_steps_per_s": env_steps,
+        "peak_rss_mb": memory,
+        "first_update_s": first,
+        "compile_s": 0.0,  # nothing is compiled
+    }
+
+
+def describe(work: Work, agent: Dreamer) -> dict[str, Any]:
+    """What was measured, and on what."""
+    config = work.agent
+    replayed = config.batch_size * config.batch_length
+    return {
+        "work": work.name,
+        "parameters": agent.num_parameters,
+        "batch_size": config.batch_size,
+        "batch_length": config.batch_length,
+        "horizon": config.horizon,
+        "starts": min(config.starts or replayed, replayed),
+        "device": str(agent.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+    }
+
+
+def say(what: str) -> None:
+    """Progress, which must not mix with what is printed at the end."""
+    print(f"measuring {what} ...", file=sys.stderr, flush=True)
+
+
+def rounded(value: Any) -> Any:
+    """Every float of a nest to four digits."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """The table."""
+    f = found
+    console.print(
+        f"{f['work']}: {f['parameters'] / 1e6:.2f} M parameters, "
+        f"batch {f['batch_size']} x {f['batch_length']}, horizon {f['horizon']} from {f['starts']} states\n"
+        f"{f['device']}, {f['threads']} thread{'s' * (f['threads'] > 1)}, torch {f['torch']}, "
+        f"load average before: {f['load_average']:.1f}"
+    )
+    table = Table("what")
+    table.add_column("value", justify="right")
+
+    def row(what: str, value: float, unit: str = "", digits: int = 2) -> None:
+        table.add_row(what, f"{value:,.{digits}f} {unit}".rstrip())
+
+    row("updates/s", f["updates_per_s"])
+    row("replayed steps/s", f["replayed_steps_per_s"], digits=0)
+    row("arithmetic of an update", f["gflop_per_update"], "GFLOP", 3)
+    row("float32 matrix product", f["peak_gflops"], "GFLOP/s", 1)
+    row("utilisation", f["utilisation"], digits=3)
+    table.add_section()
+    for name, milliseconds in f["breakdown_ms"].items():
+        row(f"an update's {name}", milliseconds, "ms")
+    table.add_section()
+    row("replay sampling alone", f["replay_sample_ms"], "ms")
+    for n, rate in f["act_steps_per_s"].items():
+        row(f"acting, {n} environment{'s' * (n != '1')}: steps/s", rate, digits=0)
+    row(f"{ENV} alone: env steps/s", f["env_steps_per_s"], digits=0)
+    row("peak memory", f["peak_rss_mb"], "MiB", 0)
+    row("first update", f["first_update_s"], "s")
+    row("compiling", f["compile_s"], "s")
+    console.print(table)
+
+
+def main(argv: list[str] | None = None) -> int:
+    about = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=about)
+    parser.add_argument("--work", choices=WORKS, default="reference", help="preset whose update is measured")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+    parser.add_argument("--threads", type=int, help="default: OMP_NUM_THREADS, else one per physical core")
+    parser.add_argument("--seconds", type=float, default=5.0, help="per measurement (default: %(default)s)")
+    parser.add_argument("--profile", type=Path, metavar="PATH", help="also write a torch profiler trace")
+    arguments = parser.parse_args(argv)
+    if arguments.seconds <= 0:
+        parser.error(f"--seconds {arguments.seconds}: must be more than 0")
+    if arguments.threads is not None and arguments.threads < 1:
+        parser.error(f"--threads {arguments.threads}: must be 1 or more")
+    trace = arguments.profile
+    if trace and not trace.parent.is_dir():
+        parser.error(f"--profile {trace}: there is no directory {trace.parent}; create it")
+    if arguments.threads is None:
+        set_threads()
+    else:
+        torch.set_num_threads(arguments.threads)
+    found = rounded(measure(WORKS[arguments.work], arguments.seconds, trace))
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        show(found, Console(highlight=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
