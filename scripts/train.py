@@ -56,12 +56,13 @@ def run(options: Options[Any], resume: Checkpoint | None) -> int:
         space = check_observation_space(space)
         replay = Replay(space, action_size, options.num_envs, latents, config.replay, options.seed)
         lines = [*header(options, agent, replay, device, threads), *differences(options, resume)]
-        write_atomically(directory / "config.yaml", yaml.safe_dump(options.plain(), sort_keys=False))
         resume_step, wall = (None, 0.0) if resume is None else (resume.step, resume.wall)
         with (
+            only_writer(directory),  # before anything there is touched
             Logger(directory, resume_step, wall_offset=wall, sinks=options.sinks) as log,
             Screen(lines) as screen,
         ):
+            write_atomically(directory / "config.yaml", yaml.safe_dump(options.plain(), sort_keys=False))
             result = train(
                 agent,
                 train_envs,
