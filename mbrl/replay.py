@@ -102,6 +102,8 @@ class Replay:
         self.time = 0  # steps ever added to each ring
         self.fresh = np.zeros(num_envs, np.int64)  # start of each ring's next unseen stretch
         self.rng = np.random.default_rng(seed)
+        self.stale: set[int] = set()  # chunks that changed after they may have been written
+        self.saved_oldest = 0  # what the checkpoint before the next one begins with
 
     def __len__(self) -> int:
         """Steps stored, over all environments."""
@@ -127,6 +129,7 @@ class Replay:
         """Mark the newest step of a ring as its episode's last (cut short, not terminal)."""
         if self.time:
             self.arrays["is_last"][env, (self.time - 1) % self.capacity] = True
+            self.stale.add((self.time - 1) // CHUNK)
 
     def clear(self) -> None:
         """Forget every step."""
@@ -205,9 +208,14 @@ class Replay:
         done = self.time // CHUNK
         for chunk in range(self._whole(self.oldest) // CHUNK, done):
             path = directory / f"chunk-{chunk:06d}.npz"
-            if not path.exists():
+            if chunk in self.stale or not path.exists():
                 rows = np.arange(chunk * CHUNK, (chunk + 1) * CHUNK) % self.capacity
                 _write(path, {name: self.arrays[name][:, rows] for name in fixed})
+        self.stale.clear()
+        for path in directory.glob("chunk-*.npz"):
+            if _chunk_of(path) < self.saved_oldest // CHUNK:  # neither this checkpoint's nor the last one's
+                path.unlink()
+        self.saved_oldest = self.oldest
         kept = np.arange(self.oldest, self.time) % self.capacity
         # The oldest, half overwritten stretch and the newest, unfinished one.
         loose = np.concatenate([np.arange(self.oldest, self._whole(self.oldest)), np.arange(done * CHUNK, self.time)])
@@ -238,8 +246,9 @@ class Replay:
         self.rng.bit_generator.state = json.loads(manifest["rng"])
         done = self.time // CHUNK
         for path in directory.glob("chunk-*.npz"):
-            if int(path.stem.split("-")[1]) >= done:
+            if _chunk_of(path) >= done:
                 path.unlink()
+        self.saved_oldest = self.oldest
         for chunk in range(self._whole(self.oldest) // CHUNK, done):
             rows = np.arange(chunk * CHUNK, (chunk + 1) * CHUNK) % self.capacity
             for name, value in _read(directory / f"chunk-{chunk:06d}.npz").items():
@@ -259,6 +268,10 @@ def _fields(step: Steps, latents: dict[str, Tensor]) -> dict[str, Tensor]:
     fields |= {f"latent/{key}": value for key, value in latents.items()}
     names = ("action", "reward", "is_first", "is_last", "is_terminal")
     return fields | {name: getattr(step, name) for name in names}
+
+
+def _chunk_of(path: Path) -> int:
+    return int(path.stem.removeprefix("chunk-"))
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
