@@ -384,21 +384,28 @@ def sized(units: int) -> WorldModelConfig:
 
 
 def reference() -> Preset:
-    """The official agent's size1m and losses, one update for every 1024 replayed steps as it does."""
-    agent = DreamerConfig(model=sized(64))
-    return Preset(agent, TrainConfig(steps=500_000, update_ratio=1.0, prefill=0))
+    """The official agent's size1m and losses, one update a decision as its dm_control benchmark does."""
+    training = TrainConfig(steps=500_000, update_ratio=1.0, prefill=1024, random_prefill=False)
+    return Preset(DreamerConfig(model=sized(64)), training)
 
 
 def laptop() -> Preset:
-    """What learns most per hour on two CPU cores."""
-    model = replace(sized(32), units=64, layers=2, bins=127, norm="layer", normalise=True)
+    """What learns most per hour on two CPU cores, as far as we have measured (benchmarks/EFFICIENCY.md).
+
+    Against ``reference``: small and short batches, few and short rollouts, learning rates 10 to 25 times
+    higher, normalised vectors, pathwise gradients for continuous actions, a discount over 100 decisions.
+    """
+    rssm = RSSMConfig(deter=256, hidden=64, free_nats=0.3)
     agent = DreamerConfig(
-        model=replace(model, rssm=replace(model.rssm, hidden=64)),
-        batch_length=32,
-        starts=64,
+        model=WorldModelConfig(rssm, layers=2, bins=127, norm="layer", normalise=True, horizon=100.0),
+        batch_length=16,
+        horizon=5,
+        starts=128,
         actor_gradient="pathwise",
         actor_layers=2,
         critic_layers=2,
+        entropy=3e-3,
+        saturation=0.02,
         return_debias=True,
         lr=1e-3,
         behaviour_lr=5e-4,

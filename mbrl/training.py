@@ -45,7 +45,9 @@ class TrainConfig:
     update_ratio: float = 0.5
     """Gradient updates per decision of the agent; fractions are carried over."""
     prefill: int = 1000
-    """Decisions taken at random before the first update."""
+    """Decisions before the first update."""
+    random_prefill: bool = True
+    """Take those at random, not by the untrained agent."""
     pretrain: int = 0
     """Updates done at once when the prefill is complete."""
     eval_every: int = 5000
@@ -211,7 +213,7 @@ class Trainer:
         """Filter the step, remember it, choose the next action: at random during the prefill."""
         self.action, self.state = self.agent.act(self.step, self.state, explore=True)
         self.replay.add(self.step, self.agent.latents(self.state))
-        if self.driver.decisions < self.config.prefill:
+        if self.config.random_prefill and self.driver.decisions < self.config.prefill:
             self.action = self.driver.action_spec.sample(self.driver.num_envs, self.generator)
 
     def _interact(self) -> None:
