@@ -249,7 +249,12 @@ class Trainer:
                 progress.sums[name] = progress.sums.get(name, 0.0) + value
                 progress.counts[name] = progress.counts.get(name, 0) + 1
             if self.screen is not None and time.monotonic() - self.shown_at > 10:
-                self._show({})
+                self._show(self._averages())
+
+    def _averages(self) -> dict[str, float]:
+        """The metrics of the updates since the last line."""
+        progress = self.progress
+        return {name: float(value) / progress.counts[name] for name, value in progress.sums.items()}
 
     def _can_sample(self) -> bool:
         return self.replay.ready(int(getattr(self.agent, "min_steps", 1)))
@@ -275,7 +280,7 @@ class Trainer:
     def _write_metrics(self) -> None:
         """One line of metrics: averages over the updates since the last one."""
         progress, step = self.progress, self.driver.env_steps
-        metrics: dict[str, Any] = {k: float(v) / progress.counts[k] for k, v in progress.sums.items()}
+        metrics = self._averages()
         ratio = progress.updates / max(1, self.driver.decisions)
         times = {"time/fps": self._fps(), "time/updates": progress.updates, "time/replay_ratio": ratio}
         self.log.scalars(step, {**metrics, **times, "time/seconds": self.wall})
