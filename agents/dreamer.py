@@ -404,7 +404,6 @@ def laptop() -> Preset:
         actor_gradient="pathwise",
         actor_layers=2,
         critic_layers=2,
-        entropy=3e-3,
         saturation=0.02,
         return_debias=True,
         lr=1e-3,

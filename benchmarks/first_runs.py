@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parent / "results" / "first-runs"
 SEEDS = (0, 1, 2)
 BUDGETS = {
     "Pendulum-v1": 5_000,
-    "CartPole-v1": 10_000,
+    "CartPole-v1": 15_000,
     "dmc/cartpole-swingup": 60_000,
     "dmc/reacher-easy": 100_000,
     "dmc/walker-walk": 100_000,
