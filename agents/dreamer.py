@@ -393,11 +393,11 @@ def laptop() -> Preset:
     """What learns most per hour on two CPU cores, as far as we have measured (benchmarks/EFFICIENCY.md).
 
     Against ``reference``: small and short batches, few and short rollouts, learning rates 10 to 25 times
-    higher, normalised vectors, pathwise gradients for continuous actions, a discount over 100 decisions.
+    higher, normalised vectors, pathwise gradients for continuous actions, a discount over 200 decisions.
     """
     rssm = RSSMConfig(deter=256, hidden=64, free_nats=0.3)
     agent = DreamerConfig(
-        model=WorldModelConfig(rssm, layers=2, bins=127, norm="layer", normalise=True, horizon=100.0),
+        model=WorldModelConfig(rssm, layers=2, bins=127, norm="layer", normalise=True, horizon=200.0),
         batch_length=16,
         horizon=5,
         starts=128,
