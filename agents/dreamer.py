@@ -57,7 +57,7 @@ class DreamerConfig:
     """Lambda of the returns."""
     entropy: float = 3e-4
     """Weight of the actor's entropy."""
-    saturation: float = 0.01
+    saturation: float = 0.02
     """Pathwise only: penalty on an actor's mean before its tanh, squared beyond 1."""
     return_rate: float = 0.01
     """Rate of the return normaliser."""
@@ -404,7 +404,6 @@ def laptop() -> Preset:
         actor_gradient="pathwise",
         actor_layers=2,
         critic_layers=2,
-        saturation=0.02,
         return_debias=True,
         lr=1e-3,
         behaviour_lr=5e-4,
