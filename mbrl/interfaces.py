@@ -55,7 +55,13 @@ class Agent(Protocol):
 class Dynamics(Protocol):
     """A family of latent dynamics. Agents see nothing of it but ``features``."""
 
+    feature_sizes: tuple[int, int]
+    """F as a sum: the deterministic share of the features, then the stochastic one."""
+
     def initial_state(self, n: int) -> State: ...
+
+    def filter(self, state: State, embed: Tensor, action: Tensor, is_first: Tensor) -> State:
+        """One observed step while acting: embed (N, E), the action (N, A) that led to it, is_first (N,)."""
 
     def observe(
         self, embed: Tensor, action: Tensor, is_first: Tensor, state: State
