@@ -51,17 +51,22 @@ def main() -> None:
     collect()
 
 
+def command(env: str, seed: int) -> list[str]:
+    """What follows `mbrl` on the command line."""
+    words = ["train", env, "--seed", str(seed), "--steps", str(BUDGETS[env]), "--runs-dir", str(RUNS)]
+    return [*words, "--no-pictures", "--training.eval-every", str(BUDGETS[env] // 10)]
+
+
 def train(env: str, seed: int) -> None:
     """One run, in a process of its own."""
-    command = [sys.executable, "-m", "scripts.main", "train", env, "--seed", str(seed)]
-    command += ["--steps", str(BUDGETS[env]), "--runs-dir", str(RUNS), "--no-pictures"]
-    command += ["--training.eval-every", str(BUDGETS[env] // 10)]
-    print(" ".join(command[2:]), flush=True)
+    arguments = command(env, seed)
+    print("mbrl", *arguments, flush=True)
     folder = RUNS / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{env.replace('/', '-')}-{seed}.txt").open("a") as log:
         environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environ, check=False)
+        words = [sys.executable, "-m", "scripts.main", *arguments]
+        done = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, env=environ, check=False)
     if done.returncode:
         print(f"{env} seed {seed} ended with exit code {done.returncode}; see {log.name}", flush=True)
 
@@ -75,6 +80,7 @@ def collect() -> None:
         config = yaml.safe_load((path.parent / "config.yaml").read_text())
         run = {"agent": config["agent"], "env": config["env"], "seed": config["seed"]}
         evaluations = [line for line in read_lines(path.parent / "scores.jsonl") if "mode" in line]
+        status["command"] = " ".join(["mbrl", *command(config["env"], config["seed"])])
         runs.append({**run, "status": status, "config": config, "evaluations": evaluations})
         for line in evaluations:
             score = {key: line[key] for key in ("step", "mode", "mean", "std", "episodes")}

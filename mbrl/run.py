@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -46,7 +47,7 @@ def read_status(directory: Path) -> dict[str, Any]:
 def circumstances() -> dict[str, Any]:
     """What made this run: command, versions, git commit, machine."""
     return {
-        "command": " ".join(sys.argv),
+        "command": command_line(),
         "pid": os.getpid(),
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
@@ -58,6 +59,12 @@ def circumstances() -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
     }
+
+
+def command_line() -> str:
+    """How this process was started, without where on this machine its program lies."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["mbrl" if name == "main.py" else name, *sys.argv[1:]])
 
 
 def git_commit() -> str | None:
