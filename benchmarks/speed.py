@@ -367,10 +367,7 @@ def main(argv: list[str] | None = None) -> int:
     trace = arguments.profile
     if trace and not trace.parent.is_dir():
         parser.error(f"--profile {trace}: there is no directory {trace.parent}; create it")
-    if arguments.threads is None:
-        set_threads()
-    else:
-        torch.set_num_threads(arguments.threads)
+    set_threads(arguments.threads)
     found = rounded(measure(WORKS[arguments.work], arguments.seconds, trace))
     if arguments.json:
         print(json.dumps(found))

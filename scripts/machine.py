@@ -37,12 +37,16 @@ def _cores_in_cpuinfo() -> int:
     return len(cores) or sys.maxsize
 
 
-def set_threads() -> int:
-    """One thread per physical core, unless OMP_NUM_THREADS says otherwise; returns the number."""
+def set_threads(wanted: int | None = None) -> int:
+    """As many threads as wanted, else as OMP_NUM_THREADS says, else one; returns the number.
+
+    One, because small models gain little from more, and lose an order of magnitude to threads that wait
+    for each other where the machine has other work too.
+    """
     import torch
 
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(physical_cores())
+    if wanted is not None or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(wanted or 1)
     return torch.get_num_threads()
 
 

@@ -95,6 +95,8 @@ class Options(Generic[Config]):
     """Steps that each action is held for; None: 2 for dm_control, 1 for the others."""
     device: str = "auto"
     """auto, cpu or cuda; auto is CUDA where there is one."""
+    threads: int | None = None
+    """CPU threads; None: OMP_NUM_THREADS, else 1. More pay for large models on an idle machine."""
     runs_dir: Path = Path("runs")
     """Where runs are: RUNS_DIR/<environment>/<agent>/seed<k>."""
     sinks: tuple[str, ...] = ("tensorboard",)
@@ -218,6 +220,8 @@ def _checked(options: Options[Any]) -> Options[Any]:
         "--training.final-episodes": (loop.final_episodes, 1),
         "--training.checkpoint-every": (loop.checkpoint_every, 0),
     }
+    if options.threads is not None:
+        least["--threads"] = (options.threads, 1)
     for name, (value, minimum) in least.items():
         if not value >= minimum:
             raise UserError(f"{name} must be {minimum} or more, not {value}")

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
 def run(options: Options[Any], resume: Checkpoint | None) -> int:
     """Train; 0 when the run is complete, 128 + signal when it was interrupted (and saved)."""
     config, directory, repeat = options.train_config, options.directory, options.action_repeat
-    device, threads = choose_device(options.device), set_threads()
+    device, threads = choose_device(options.device), set_threads(options.threads)
     train_envs = envs.make_envs(
         options.env, options.num_envs, parallel=options.parallel, action_repeat=repeat
     )

@@ -467,6 +467,7 @@ def test_non_finite_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--preset", "huge"], "laptop"),
         (["--seed", "-1"], "--seed"),
         (["--num-envs", "0"], "--num-envs"),
+        (["--threads", "0"], "--threads"),
         (["--minutes", "0"], "--minutes"),
         (["--training.eval-every", "0"], "--training.eval-every"),
         (["--config.learning-rate", "1"], "--config.learning-rate"),
@@ -494,3 +495,11 @@ def test_console_command_in_its_own_process(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir()), "a run that never began leaves nothing"
+
+
+def test_one_thread_unless_told_otherwise() -> None:
+    script = "import torch; from scripts.machine import set_threads; print(set_threads(), set_threads(2))"
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, cwd=root)
+    assert done.stdout.split() == ["1", "2"], done.stderr
