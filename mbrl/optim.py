@@ -19,7 +19,7 @@ class LaProp(torch.optim.Optimizer):
         mu <- b1 mu + (1 - b1) u;     p <- p - lr_n mu / (1 - b1^n)
 
     lr_n = lr min(1, (n - 1) / warmup): with a warm-up the first update changes nothing. Norms run over
-    whole tensors. A group without gradients is left as it is, its count n too.
+    whole tensors. Every parameter must have received a gradient.
     """
 
     def __init__(
@@ -40,9 +40,7 @@ class LaProp(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
+            params = group["params"]
             grads = [p.grad for p in params]
             group["count"] += 1
             count, (beta1, beta2) = group["count"], group["betas"]

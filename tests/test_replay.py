@@ -343,25 +343,19 @@ def test_missing_and_damaged_chunks_are_noticed(tmp_path: Path, damage: Any) -> 
 
 def test_chunks_that_no_checkpoint_needs_are_removed(tmp_path: Path) -> None:
     replay = make(32, capacity=16)
-    for name in ("first", "second", "third"):
-        (tmp_path / name).mkdir()
-    chunks = tmp_path / "replay"
-    replay.save(chunks, tmp_path / "first")
-    manifest = grow(replay, 16).save(chunks, tmp_path / "second")  # steps 32 to 47
-    grow(replay, 16).save(chunks, tmp_path / "third")
-    assert sorted(path.name for path in chunks.iterdir()) == [f"chunk-{i:06d}.npz" for i in (4, 5, 6, 7)]
+    store(replay, tmp_path, "first")
+    manifest = store(grow(replay, 16), tmp_path, "second")  # steps 32 to 47
+    store(grow(replay, 16), tmp_path, "third")
+    chunks = sorted(path.name for path in (tmp_path / "replay").iterdir())
+    assert chunks == [f"chunk-{i:06d}.npz" for i in (4, 5, 6, 7)]
     before = make(0, capacity=16)
-    before.load(chunks, tmp_path / "second", manifest)
+    before.load(tmp_path / "replay", tmp_path / "second", manifest)
     assert before.latest(16).steps.reward.tolist() == make(48, capacity=16).latest(16).steps.reward.tolist()
 
 
 def test_an_episode_closed_after_its_chunk_was_written_stays_closed(tmp_path: Path) -> None:
     replay = make(CHUNK)
-    checkpoint = tmp_path / "checkpoint"
-    checkpoint.mkdir()
-    replay.save(tmp_path / "replay", checkpoint)
+    store(replay, tmp_path, "open")
     replay.close_episode(0)
-    manifest = replay.save(tmp_path / "replay", checkpoint)
-    again = make(0)
-    again.load(tmp_path / "replay", checkpoint, manifest)
+    again = restore(tmp_path, "closed", store(replay, tmp_path, "closed"))
     assert again.latest(CHUNK).steps.is_last[0, -1]
