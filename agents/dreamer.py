@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -59,6 +60,10 @@ class DreamerConfig:
     """Weight of the actor's entropy."""
     saturation: float = 0.02
     """Pathwise only: penalty on an actor's mean before its tanh, squared beyond 1."""
+    min_std: float = 0.1
+    """Least standard deviation of a continuous policy, between its bounds of -1 and 1."""
+    noise_correlation: float = 0.0
+    """Correlation of the exploration noise from one decision to the next; continuous actions only."""
     return_rate: float = 0.01
     """Rate of the return normaliser."""
     return_minimum: float = 1.0
@@ -84,9 +89,9 @@ class DreamerConfig:
 class Actor(nn.Module):
     """Features (..., F) -> a distribution over actions (..., A)."""
 
-    def __init__(self, features: int, spec: ActionSpec, units: int, layers: int, norm: str):
+    def __init__(self, features: int, spec: ActionSpec, units: int, layers: int, norm: str, min_std: float):
         super().__init__()
-        self.distribution = OneHotChoice if spec.discrete else BoundedNormal
+        self.distribution = OneHotChoice if spec.discrete else partial(BoundedNormal, min_std=min_std)
         self.mlp = MLP(features, units, layers, norm)
         # Mean and deviation have a layer each: gradients are clipped per tensor.
         count = 1 if spec.discrete else 2
@@ -126,7 +131,7 @@ class Dreamer:
         model = config.model
         self.world_model = WorldModel(model, self.space, self.spec.size)
         features = self.world_model.feature_size
-        self.actor = Actor(features, self.spec, model.units, config.actor_layers, model.norm)
+        self.actor = Actor(features, self.spec, model.units, config.actor_layers, model.norm, config.min_std)
         self.critic = Head(features, (model.bins,), model.units, config.critic_layers, scale=0.0, norm=model.norm)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         modules = {"world_model": self.world_model, "actor": self.actor}
@@ -142,14 +147,32 @@ class Dreamer:
     # ---- acting --------------------------------------------------------------------------------
 
     def initial_state(self, n: int) -> State:
-        return self.world_model.dynamics.initial_state(n)
+        noise = torch.zeros(n, self.spec.size, device=self.device)
+        return {**self.world_model.dynamics.initial_state(n), "noise": noise}
 
     @torch.no_grad()
     def act(self, step: Steps, state: State, explore: bool) -> tuple[Tensor, State]:
         """Filter the step (N,), then sample the policy, or take its mode."""
-        state = self.world_model.observe(step.to(self.device), state)
+        step, noise = step.to(self.device), state["noise"]
+        state = self.world_model.observe(step, state)
         policy = self.actor(self.world_model.dynamics.features(state))
-        return (policy.sample() if explore else policy.mode).cpu(), state
+        if not explore:
+            action = policy.mode
+        elif self.spec.discrete:
+            action = policy.sample()
+        else:
+            noise = self._explore(noise, step.is_first)
+            action = policy.sample(noise)
+        return action.cpu(), {**state, "noise": noise}
+
+    def _explore(self, noise: Tensor, is_first: Tensor) -> Tensor:
+        """(N, A): the next value of an autoregressive process of unit variance.
+
+        White noise hardly moves what has inertia; correlated noise does (Eberhard et al., "Pink noise is
+        all you need", ICLR 2023).
+        """
+        rho = self.config.noise_correlation * (~is_first).float().unsqueeze(-1)
+        return rho * noise + torch.sqrt(1 - rho**2) * torch.randn_like(noise)
 
     def latent_spec(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         c = self.config.model.rssm

@@ -126,9 +126,9 @@ class BoundedNormal:
     def mode(self) -> Tensor:
         return self.mean
 
-    def sample(self) -> Tensor:
-        """(..., A): reparameterised, not clipped; whoever acts clips."""
-        return self.mean + self.std * torch.randn_like(self.mean)
+    def sample(self, noise: Tensor | None = None) -> Tensor:
+        """(..., A): reparameterised, not clipped; whoever acts clips. ``noise`` (..., A) of unit variance."""
+        return self.mean + self.std * (torch.randn_like(self.mean) if noise is None else noise)
 
     def log_prob(self, action: Tensor) -> Tensor:
         """(...): density of the unclipped normal, summed over A."""

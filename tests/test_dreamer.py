@@ -311,6 +311,38 @@ def test_latents_survive_the_replay() -> None:
     torch.testing.assert_close(restored["deter"], state["deter"], rtol=1e-3, atol=1e-6)
 
 
+def test_exploration_noise_is_correlated_has_unit_variance_and_forgets_at_a_first_step() -> None:
+    experience = experienced(noise_correlation=0.8)
+    agent = experience.agent
+    assert isinstance(agent, Dreamer)
+    no, first = torch.zeros(20_000, dtype=torch.bool), torch.ones(20_000, dtype=torch.bool)
+    old = agent._explore(agent.initial_state(20_000)["noise"], first)
+    new, other = agent._explore(old, no), agent._explore(old, first)
+    assert all(abs(noise.std().item() - 1) < 0.03 for noise in (old, new, other))
+    assert (old * new).mean().item() == pytest.approx(0.8, abs=0.03)
+    assert abs((old * other).mean().item()) < 0.03
+
+
+def test_the_noise_drives_what_is_explored_and_the_mode_leaves_it_alone() -> None:
+    """With full correlation the noise stays what it was, so what is explored is known."""
+    experience = experienced(noise_correlation=1.0, min_std=0.4)
+    agent, step = experience.agent, experience.step
+    assert isinstance(agent, Dreamer)
+    step.is_first[:] = False
+    state = {**experience.state, "noise": torch.full_like(experience.state["noise"], 2.0)}
+    torch.manual_seed(0)
+    action, after = agent.act(step, state, explore=True)
+    policy = agent.actor(agent.world_model.dynamics.features(after))
+    assert torch.equal(after["noise"], state["noise"])
+    torch.testing.assert_close(action, policy.mean + 2 * policy.std)
+    assert policy.std.min() >= 0.4
+    torch.manual_seed(0)
+    action, after = agent.act(step, state, explore=False)
+    assert torch.equal(after["noise"], state["noise"])
+    policy = agent.actor(agent.world_model.dynamics.features(after))
+    torch.testing.assert_close(action, policy.mean)
+
+
 @pytest.mark.parametrize("action_space", [BOX, CHOICE], ids=["box", "choice"])
 def test_actions_are_drawn_or_the_mode(action_space: spaces.Space) -> None:
     experience = experienced(action_space)
