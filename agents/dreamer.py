@@ -57,7 +57,9 @@ class DreamerConfig:
     lam: float = 0.95
     """Lambda of the returns."""
     entropy: float = 3e-4
-    """Weight of the actor's entropy."""
+    """Weight of the actor's entropy where its gradient is REINFORCE."""
+    pathwise_entropy: float = 3e-3
+    """Weight of the actor's entropy where its gradient is pathwise."""
     saturation: float = 0.02
     """Pathwise only: penalty on an actor's mean before its tanh, squared beyond 1."""
     min_std: float = 0.1
@@ -259,15 +261,15 @@ class Dreamer:
         policy = self.actor(features)
         entropy = policy.entropy()
         if self.pathwise:
-            gain = returns / scale
+            # A saturated tanh has no gradient to come back by.
+            excess = torch.relu(policy.raw_mean.abs() - 1).square().sum(-1)
+            gain = returns / scale - self.config.saturation * excess
+            bonus = self.config.pathwise_entropy * entropy
         else:
             advantage = (returns - critic.mean.detach()) / scale
             gain = policy.log_prob(imagined.action[:, :-1].detach()) * advantage
-        policy_loss = -weight * (gain + self.config.entropy * entropy)
-        if self.pathwise:
-            # A saturated tanh has no gradient to come back by.
-            excess = torch.relu(policy.raw_mean.abs() - 1).square().sum(-1)
-            policy_loss = policy_loss + weight * self.config.saturation * excess
+            bonus = self.config.entropy * entropy
+        policy_loss = -weight * (gain + bonus)
         metrics: Metrics = {
             "train/entropy": entropy.detach().mean(),
             "train/saturated": (policy.mode.detach().abs() > 0.97).float().mean(),
@@ -416,23 +418,26 @@ def laptop() -> Preset:
     """What learns most per hour on two CPU cores, as far as we have measured (benchmarks/EFFICIENCY.md).
 
     Against ``reference``: small and short batches, few and short rollouts, learning rates 10 to 25 times
-    higher, normalised vectors, pathwise gradients for continuous actions, a discount over 200 decisions.
+    higher, normalised vectors, a discount over 100 decisions; for continuous actions pathwise gradients and
+    strong exploration by correlated noise.
     """
     rssm = RSSMConfig(deter=256, hidden=64, free_nats=0.3)
     agent = DreamerConfig(
-        model=WorldModelConfig(rssm, layers=2, bins=127, norm="layer", normalise=True, horizon=200.0),
+        model=WorldModelConfig(rssm, layers=2, bins=127, norm="layer", normalise=True, horizon=100.0),
         batch_length=16,
         horizon=5,
         starts=128,
         actor_gradient="pathwise",
         actor_layers=2,
         critic_layers=2,
+        min_std=0.3,
+        noise_correlation=0.9,
         return_debias=True,
         lr=1e-3,
         behaviour_lr=5e-4,
         warmup=100,
     )
-    return Preset(agent, TrainConfig())
+    return Preset(agent, TrainConfig(random_prefill=False))
 
 
 def debug() -> Preset:

@@ -26,13 +26,14 @@ from mbrl.logger import read_lines
 
 RUNS = Path("runs/first-runs")
 RESULTS = Path(__file__).parent / "results" / "first-runs"
-SEEDS = (0, 1, 2)
+SEEDS = (10, 11, 12)
+"""Nobody had looked at these when the preset was settled (EFFICIENCY.md tells what was tuned on which)."""
 BUDGETS = {
-    "Pendulum-v1": 5_000,
-    "CartPole-v1": 15_000,
     "dmc/cartpole-swingup": 60_000,
-    "dmc/reacher-easy": 100_000,
+    "dmc/reacher-easy": 40_000,
     "dmc/walker-walk": 100_000,
+    "CartPole-v1": 15_000,
+    "Pendulum-v1": 5_000,
 }
 """Environment steps per task, action repeat included; evaluated ten times on the way."""
 COLUMNS = ("agent", "env", "seed", "step", "mode", "mean", "std", "episodes", "wall_s", "commit")
