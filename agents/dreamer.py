@@ -20,7 +20,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from mbrl.distributions import BoundedNormal, OneHotChoice, SymexpTwoHot
+from mbrl.distributions import BoundedNormal, OneHotChoice, SymexpTwoHot, two_hot
 from mbrl.dynamics.rssm import RSSMConfig
 from mbrl.errors import UserError
 from mbrl.interfaces import Imagined, State
@@ -99,9 +99,13 @@ class Actor(nn.Module):
         count = 1 if spec.discrete else 2
         self.out = nn.ModuleList(Linear(self.mlp.outputs, spec.size, scale=0.01) for _ in range(count))
 
-    def forward(self, features: Tensor) -> BoundedNormal | OneHotChoice:
+    def outputs(self, features: Tensor) -> list[Tensor]:
+        """What ``distribution`` is made of, each (..., A)."""
         x = self.mlp(features)
-        return self.distribution(*[out(x) for out in self.out])
+        return [out(x) for out in self.out]
+
+    def forward(self, features: Tensor) -> BoundedNormal | OneHotChoice:
+        return self.distribution(*self.outputs(features))
 
 
 class Dreamer:
@@ -223,67 +227,96 @@ class Dreamer:
         losses, states = self.world_model.loss(steps, context)  # (B, T)
 
         chosen, start = self._choose_starts(states)  # (N,) among the B T states
-        imagined, returns = self._imagine(start)  # (N, H+1), (N, H)
-        behaviour_losses, metrics = self._behaviour_losses(imagined, returns)
-
-        features = dynamics.features(states)  # (B, T, F)
-        bootstrap = self._bootstrap(features, chosen, returns)
-        repval = self._replay_value_loss(features, steps, bootstrap)
-        losses |= {**behaviour_losses, "repval": self.config.repval_scale * repval}
+        imagined, policy = self._imagine(start)  # (N, H+1), (N, H)
+        behaviour_losses, returns, metrics = self._behaviour_losses(imagined, policy)
+        replayed = self._replay_value_loss(dynamics.features(states), steps, chosen, returns[:, 0])
+        losses |= {**behaviour_losses, "repval": self.config.repval_scale * replayed}
         return losses, states, metrics
 
-    def _imagine(self, start: State) -> tuple[Imagined, Tensor]:
-        """Rollouts (N, H+1) from the start states (N,), and their lambda-returns (N, H).
+    def _imagine(self, start: State) -> tuple[Imagined, BoundedNormal | OneHotChoice]:
+        """Rollouts (N, H+1) from the start states (N,), and the policy (N, H) that chose their actions.
 
-        Gradients reach the actor through both only if the actor's gradient is pathwise; they never
-        reach the world model or the critic.
+        The world model learns nothing here. Through the actions that it took the actor does, if its
+        gradient is pathwise.
         """
+        outputs = []
 
         def policy(features: Tensor) -> Tensor:
-            return self.actor(features.detach()).sample()
+            outputs.append(self.actor.outputs(features.detach()))
+            action = self.actor.distribution(*outputs[-1]).sample()
+            return action if self.pathwise else action.detach()
 
-        with frozen(self.world_model, self.critic), torch.set_grad_enabled(self.pathwise):
+        with frozen(self.world_model):
             imagined = self.world_model.imagine(policy, start, self.config.horizon)
-            value = SymexpTwoHot(self.critic(imagined.features)).mean
-            # The continue probability already holds the discount.
-            return imagined, lambda_return(imagined.reward, imagined.proceed, value, self.config.lam)
+        path = [torch.stack(output, 1) for output in zip(*outputs[:-1], strict=True)]
+        return imagined, self.actor.distribution(*path)
 
-    def _behaviour_losses(self, imagined: Imagined, returns: Tensor) -> tuple[dict[str, Tensor], Metrics]:
-        """Actor and critic losses (N, H) on imagined rollouts (eqs. 7, 8 and 10)."""
-        self.returns.update(returns)
-        features = imagined.features.detach()[:, :-1]
-        weight = imagined.proceed.detach().cumprod(1)[:, :-1]  # the chance to get there alive
-        scale = self.returns.scale
-
+    def _behaviour_losses(
+        self, imagined: Imagined, policy: BoundedNormal | OneHotChoice
+    ) -> tuple[dict[str, Tensor], Tensor, Metrics]:
+        """Actor and critic losses on imagined rollouts (eqs. 7, 8 and 10) and their returns, all (N, H)."""
+        features = imagined.features.detach()
         critic = SymexpTwoHot(self.critic(features))
+        if self.pathwise:
+            with frozen(self.critic):
+                value = SymexpTwoHot(self.critic(imagined.features)).mean
+        else:
+            value = critic.mean.detach()
+        # The continue probability already holds the discount.
+        returns = lambda_return(imagined.reward, imagined.proceed, value, self.config.lam)
+        self.returns.update(returns)
+        scale = self.returns.scale
+        weight = imagined.proceed.detach().cumprod(1)[:, :-1]  # the chance to get there alive
         value_loss = weight * self._value_loss(critic, features, returns.detach())
 
-        policy = self.actor(features)
         entropy = policy.entropy()
         if self.pathwise:
+            assert isinstance(policy, BoundedNormal)
             # A saturated tanh has no gradient to come back by.
             excess = torch.relu(policy.raw_mean.abs() - 1).square().sum(-1)
             gain = returns / scale - self.config.saturation * excess
             bonus = self.config.pathwise_entropy * entropy
         else:
-            advantage = (returns - critic.mean.detach()) / scale
-            gain = policy.log_prob(imagined.action[:, :-1].detach()) * advantage
+            advantage = (returns - value[:, :-1]) / scale
+            gain = policy.log_prob(imagined.action[:, :-1]) * advantage
             bonus = self.config.entropy * entropy
         policy_loss = -weight * (gain + bonus)
+        returns = returns.detach()
         metrics: Metrics = {
             "train/entropy": entropy.detach().mean(),
             "train/saturated": (policy.mode.detach().abs() > 0.97).float().mean(),
             "train/return_scale": scale,
-            "train/imagined_return": returns.detach().mean(),
+            "train/imagined_return": returns.mean(),
             "train/imagined_reward": imagined.reward.detach().mean(),
         }
-        return {"policy": policy_loss, "value": value_loss}, metrics
+        return {"policy": policy_loss, "value": value_loss}, returns, metrics
 
-    def _value_loss(self, critic: SymexpTwoHot, features: Tensor, target: Tensor) -> Tensor:
-        """(...): towards the returns, and towards the slow critic as a regulariser."""
+    def _replay_value_loss(self, features: Tensor, steps: Steps, chosen: Tensor, imagined: Tensor) -> Tensor:
+        """(B, T-1): the critic on replayed rewards; its gradient shapes the world model too.
+
+        Args:
+            features: (B, T, F).
+            steps: (B, T).
+            chosen: (N,) which of the B T states were imagined from; the other returns end in the critic's value.
+            imagined: (N,) the returns of those.
+        """
+        critic = SymexpTwoHot(self.critic(features))
+        bootstrap = critic.mean.detach().flatten()
+        bootstrap[chosen] = imagined
+        live = (~steps.is_terminal).float() * (1 - 1 / self.config.model.horizon)
+        lam = (~steps.is_last).float() * self.config.lam
+        returns = lambda_return(steps.reward, live, bootstrap.view_as(live), lam)
+        return (~steps.is_last[:, :-1]).float() * self._value_loss(critic, features, returns)
+
+    def _value_loss(self, critic: SymexpTwoHot, features: Tensor, returns: Tensor) -> Tensor:
+        """(..., T): critic and features are of T + 1 steps, the returns of all but the last.
+
+        Towards the returns, and towards the slow critic as a regulariser.
+        """
         with torch.no_grad():
-            slow = SymexpTwoHot(self.slow_critic(features)).mean
-        return critic.loss(target) + self.config.slow_scale * critic.loss(slow)
+            slow = SymexpTwoHot(self.slow_critic(features)).mean[:, :-1]
+        target = two_hot(returns, critic.bins) + self.config.slow_scale * two_hot(slow, critic.bins)
+        return critic[:, :-1].cross_entropy(target)
 
     def _choose_starts(self, states: State) -> tuple[Tensor, State]:
         """States to imagine from, (N,): all of the (B, T) or some, and their indices."""
@@ -293,25 +326,6 @@ class Dreamer:
             return torch.arange(total, device=self.device), flat
         chosen = torch.randperm(total, device=self.device)[: self.config.starts]
         return chosen, {name: value[chosen] for name, value in flat.items()}
-
-    @torch.no_grad()
-    def _bootstrap(self, features: Tensor, chosen: Tensor, returns: Tensor) -> Tensor:
-        """(B, T): the imagined return of the states that were imagined from, else the critic's value."""
-        lead = features.shape[:2]
-        if len(chosen) == lead.numel():
-            return returns[:, 0].detach().reshape(lead)
-        value = SymexpTwoHot(self.critic(features)).mean.flatten()
-        value[chosen] = returns[:, 0].detach()
-        return value.reshape(lead)
-
-    def _replay_value_loss(self, features: Tensor, steps: Steps, bootstrap: Tensor) -> Tensor:
-        """(B, T-1): the critic on replayed rewards; its gradient shapes the world model too."""
-        live = (~steps.is_terminal).float() * (1 - 1 / self.config.model.horizon)
-        lam = (~steps.is_last).float() * self.config.lam
-        returns = lambda_return(steps.reward, live, bootstrap, lam)
-        features = features[:, :-1]
-        loss = self._value_loss(SymexpTwoHot(self.critic(features)), features, returns)
-        return (~steps.is_last[:, :-1]).float() * loss
 
     # ---- looking at it -------------------------------------------------------------------------
 

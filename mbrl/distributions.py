@@ -7,8 +7,10 @@ models" (Nature, 2025), called DreamerV3 below.
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,21 +53,28 @@ class SymexpTwoHot:
     """
 
     def __init__(self, logits: Tensor):
-        self.logits = logits
+        self.log_probs = torch.log_softmax(logits, -1)
         self.bins = symexp_bins(logits.shape[-1], logits.device, logits.dtype)
 
     @property
     def mean(self) -> Tensor:
         """(...): summed in mirrored pairs, so that a uniform softmax has a mean of exactly 0."""
-        weighted = torch.softmax(self.logits, -1) * self.bins
-        middle = weighted.shape[-1] // 2
-        pairs = weighted[..., :middle] + weighted[..., middle + 1 :].flip(-1)
-        return pairs.sum(-1) + weighted[..., middle]
+        probs, middle = self.log_probs.exp(), len(self.bins) // 2
+        return (probs[..., middle + 1 :] - probs[..., :middle].flip(-1)) @ self.bins[middle + 1 :]
 
     def loss(self, target: Tensor) -> Tensor:
         """(...): cross entropy to the two-hot target, which is NOT symlogged."""
-        log_probs = torch.log_softmax(self.logits, -1)
-        return -(two_hot(target, self.bins) * log_probs).sum(-1)
+        return self.cross_entropy(two_hot(target, self.bins))
+
+    def cross_entropy(self, target: Tensor) -> Tensor:
+        """(...): to weights (..., bins) of the bins. It is linear in them."""
+        return -(target * self.log_probs).sum(-1)
+
+    def __getitem__(self, index: Any) -> SymexpTwoHot:
+        """Some of the (...), at no cost."""
+        part = copy.copy(self)
+        part.log_probs = self.log_probs[index]
+        return part
 
 
 class Categoricals:

@@ -204,7 +204,7 @@ def test_each_loss_trains_its_own_part(action_space: spaces.Space, gradient: str
 def test_pathwise_gradients_are_those_of_the_imagined_return(monkeypatch: pytest.MonkeyPatch) -> None:
     """With smooth latents, over one step: equal to the finite difference on the same random numbers."""
     monkeypatch.setattr(Categoricals, "sample", lambda self: self.probs)
-    experience = experienced(actor_gradient="pathwise", horizon=1)
+    experience = experienced(actor_gradient="pathwise", horizon=1, saturation=0.0, pathwise_entropy=0.0)
     agent = experience.agent
     assert isinstance(agent, Dreamer)
     for _ in range(10):
@@ -220,10 +220,11 @@ def test_pathwise_gradients_are_those_of_the_imagined_return(monkeypatch: pytest
         torch.manual_seed(1)
         with torch.no_grad():
             bias.add_(shift)
-        returns = agent._imagine(agent.initial_state(64))[1].mean()
+        losses, _, _ = agent._behaviour_losses(*agent._imagine(agent.initial_state(64)))
         with torch.no_grad():
             bias.sub_(shift)
-        return returns
+        assert agent.returns.scale == 1
+        return losses["policy"].mean()
 
     (slope,) = torch.autograd.grad(value(), [bias])
     # Bins of 5e8 cost the mean 8 digits, so the step is not too small.
@@ -243,10 +244,16 @@ def test_a_subset_of_the_starts_is_imagined_from() -> None:
     assert len(set(chosen.tolist())) == 5 and chosen.min() >= 0 and chosen.max() < B * T
     losses, _, _ = agent.losses(steps, agent.initial_state(B))
     assert losses["policy"].shape == (5, H) and losses["repval"].shape == (B, T - 1)
-    # Their returns are the bootstrap where there are some, the critic's value elsewhere.
+    # Their returns are the bootstrap: they matter to the sequences that they come from, and to no others.
+    for _ in range(3):  # a critic that says the same of everything has the same loss whatever the target
+        agent.update(experience.replay)
     features = torch.randn(B, T, agent.world_model.feature_size)
-    bootstrap = agent._bootstrap(features, chosen, torch.full((5, H), 7.0)).flatten()
-    assert (bootstrap[chosen] == 7).all() and (bootstrap == 7).sum() == 5
+    steps.is_last[:] = steps.is_terminal[:] = False
+    chosen = torch.tensor([T - 1, 2 * T + 3])
+    low, high = (agent._replay_value_loss(features, steps, chosen, torch.full((2,), x)) for x in (1.0, 7.0))
+    changed = low != high
+    assert changed.any(1).tolist() == [True, False, True, False]
+    assert changed[0].all() and changed[2].tolist() == [True] * 3 + [False] * (T - 4)
     agent.update(experience.replay)
 
 

@@ -309,8 +309,8 @@ def test_imagination(case: str, double: bool) -> None:
     golden = Golden(case, double)
     agent = golden.agent()
     start = {"deter": golden["post/deter"].flatten(0, 1), "stoch": golden["post/stoch"].flatten(0, 1)}
-    imagined, returns = agent._imagine(start)
-    agent.returns.update(returns)
+    imagined, policy = agent._imagine(start)
+    _, returns, _ = agent._behaviour_losses(imagined, policy)
     value, slow_value = (
         SymexpTwoHot(net(imagined.features)).mean for net in (agent.critic, agent.slow_critic)
     )
