@@ -380,7 +380,8 @@ def test_updates(case: str, setting: str, double: bool, monkeypatch: pytest.Monk
     """Three updates: losses, return normaliser, parameters, the slow critic, moments, what is written back.
 
     Where gradients are rounding noise, the optimiser makes full steps of it: the untouched
-    initialisation, whose value and reward are exactly zero, is good for one update.
+    initialisation, whose value and reward are exactly zero, is good for one update, and even there a
+    single element may go the other way, so its parameters are compared as a whole.
     """
     if double and case.endswith("default"):
         pytest.skip("the golden numbers hold no updates of the default cases in double precision")
@@ -398,7 +399,11 @@ def test_updates(case: str, setting: str, double: bool, monkeypatch: pytest.Monk
         errors[f"low {n}"] = error(agent.returns.low, later[f"{setting}/retnorm_lo"][n + 1])
         errors[f"high {n}"] = error(agent.returns.high, later[f"{setting}/retnorm_hi"][n + 1])
         for name, expected in translate(case, later.part(f"{setting}/param{n + 1}/")).items():
-            errors[f"{name} {n}"] = error(agent.modules.get_parameter(name), expected)
+            parameter = agent.modules.get_parameter(name)
+            if updates == 3:
+                errors[f"{name} {n}"] = error(parameter, expected)
+            else:
+                assert distance(parameter, expected) < 1e-3, name
         if n == 0:
             check_written(replay, golden)
     largest(errors, 1e-9 if double else 1e-4)

@@ -87,8 +87,9 @@ class RSSM(nn.Module):
 
     def filter(self, state: State, embed: Tensor, action: Tensor, is_first: Tensor) -> State:
         """One observed step: embed (N, E), the action (N, A) that led to it, is_first (N,)."""
-        keep = (~is_first).float().unsqueeze(-1)
-        deter, stoch, _ = self._filter(state, self._embed(embed), self._action(action * keep), keep)
+        state, action = forget(state, is_first), action * (~is_first).unsqueeze(-1)
+        from_deter, from_embed = self._posterior_weights()
+        deter, stoch, _ = self._filter(state, self._embed(embed, from_embed), self._action(action), from_deter)
         return {"deter": deter, "stoch": stoch}
 
     def observe(
@@ -106,12 +107,16 @@ class RSSM(nn.Module):
             The posterior states (B, T), and the losses "dyn" and "rep" (B, T): KL of the posterior
             to the prior, at least ``free_nats``, with the gradient stopped on one side (eq. 5).
         """
-        keep = (~is_first).float().unsqueeze(-1)  # (B, T, 1)
         # What does not depend on the recursion is computed for all steps at once.
-        embeds, actions = self._embed(embed), self._action(action * keep)
+        from_deter, from_embed = self._posterior_weights()
+        embeds = self._embed(embed, from_embed)
+        actions = self._action(action * (~is_first).unsqueeze(-1))
+        resets = is_first.any(0).tolist()
         deters, stochs, logits = [], [], []
-        for e, a, k in zip(embeds.unbind(1), actions.unbind(1), keep.unbind(1), strict=True):
-            deter, stoch, logit = self._filter(state, e, a, k)
+        for t in range(len(resets)):
+            if resets[t]:
+                state = forget(state, is_first[:, t])
+            deter, stoch, logit = self._filter(state, embeds[:, t], actions[:, t], from_deter)
             state = {"deter": deter, "stoch": stoch}
             deters.append(deter)
             stochs.append(stoch)
@@ -126,19 +131,26 @@ class RSSM(nn.Module):
         rep = categorical_kl(q, self._latents(prior.detach())).clamp_min(free)
         return {"dyn": dyn, "rep": rep}
 
-    def _filter(self, state: State, embed: Tensor, action: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _filter(
+        self, state: State, embed: Tensor, action: Tensor, from_deter: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Posterior deter (n, D), stoch (n, S, K), logit (n, S, K) from the layers' inputs."""
-        deter = self._recur(state["deter"] * keep, state["stoch"] * keep.unsqueeze(-1), action)
-        x = F.linear(deter, self.posterior_in.weight[:, : self.config.deter]) + embed
+        deter = self._recur(state["deter"], state["stoch"], action)
+        x = F.linear(deter, from_deter) + embed
         logit = self.posterior(F.silu(self.posterior_norm(x)))
         return deter, self._latents(logit).sample(), logit
 
     def _latents(self, logit: Tensor) -> Categoricals:
         return Categoricals(logit, self.config.unimix)
 
-    def _embed(self, embed: Tensor) -> Tensor:
+    def _posterior_weights(self) -> tuple[Tensor, Tensor]:
+        """The posterior's first layer: its weights for deter and for the embedding."""
+        deter, embed = self.posterior_in.weight.tensor_split([self.config.deter], 1)
+        return deter, embed
+
+    def _embed(self, embed: Tensor, weight: Tensor) -> Tensor:
         """(..., E) -> (..., hidden): the embedding's share of the posterior's first layer."""
-        return F.linear(embed, self.posterior_in.weight[:, self.config.deter :], self.posterior_in.bias)
+        return F.linear(embed, weight, self.posterior_in.bias)
 
     def _action(self, action: Tensor) -> Tensor:
         """(..., A) -> (..., hidden); actions beyond 1 are scaled back, their gradient is not."""
@@ -156,3 +168,9 @@ class RSSM(nn.Module):
         # tanh(x) = 2 sigmoid(2 x) - 1, whose CPU kernel is far faster than that of tanh.
         candidate = 2 * torch.sigmoid(2 * torch.sigmoid(reset) * candidate) - 1
         return torch.lerp(blocks, candidate, torch.sigmoid(update - 1)).flatten(-2)
+
+
+def forget(state: State, is_first: Tensor) -> State:
+    """Zeros where an episode begins: states (N,), is_first (N,)."""
+    keep = (~is_first).float()
+    return {name: value * keep.view(-1, *[1] * (value.ndim - 1)) for name, value in state.items()}
