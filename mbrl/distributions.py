@@ -7,9 +7,8 @@ models" (Nature, 2025), called DreamerV3 below.
 
 from __future__ import annotations
 
-import copy
 import math
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -53,13 +52,17 @@ class SymexpTwoHot:
     """
 
     def __init__(self, logits: Tensor):
-        self.log_probs = torch.log_softmax(logits, -1)
+        self.logits = logits
         self.bins = symexp_bins(logits.shape[-1], logits.device, logits.dtype)
+
+    @cached_property
+    def log_probs(self) -> Tensor:
+        return torch.log_softmax(self.logits, -1)
 
     @property
     def mean(self) -> Tensor:
         """(...): summed in mirrored pairs, so that a uniform softmax has a mean of exactly 0."""
-        probs, middle = self.log_probs.exp(), len(self.bins) // 2
+        probs, middle = torch.softmax(self.logits, -1), len(self.bins) // 2
         return (probs[..., middle + 1 :] - probs[..., :middle].flip(-1)) @ self.bins[middle + 1 :]
 
     def loss(self, target: Tensor) -> Tensor:
@@ -72,7 +75,7 @@ class SymexpTwoHot:
 
     def __getitem__(self, index: Any) -> SymexpTwoHot:
         """Some of the (...), at no cost."""
-        part = copy.copy(self)
+        part = SymexpTwoHot(self.logits[index])
         part.log_probs = self.log_probs[index]
         return part
 
