@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents.dreamer import Dreamer, DreamerConfig, debug, laptop, reference
@@ -132,6 +133,21 @@ def count_gflop(call: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops() * 1e-9
+
+
+def count_kernels(call: Callable[[], object]) -> int:
+    """Operations of one call that compute something, forward and backward; views cost next to nothing."""
+
+    class Counter(TorchDispatchMode):
+        kernels = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.kernels += not func.is_view
+            return func(*args, **(kwargs or {}))
+
+    with Counter() as counter:
+        call()
+    return counter.kernels
 
 
 def act_steps_per_s(agent: Dreamer, n: int, budget: float) -> float:
@@ -257,6 +273,7 @@ def measure(work: Work, budget: float, trace: Path | None = None) -> dict[str, A
     first = time.perf_counter() - begin
     updates = 1 / seconds_per_call(lambda: agent.update(replay), budget, warmup=2)
     gflop = count_gflop(lambda: agent.update(replay))
+    kernels = count_kernels(lambda: agent.update(replay))
     say("the parts of an update")
     parts = breakdown(agent, replay, budget)
     length = config.batch_length + 1  # one step of context, as in the update
@@ -275,6 +292,7 @@ def measure(work: Work, budget: float, trace: Path | None = None) -> dict[str, A
         "updates_per_s": updates,
         "replayed_steps_per_s": updates * replayed,
         "gflop_per_update": gflop,
+        "kernels_per_update": kernels,
         "peak_gflops": peak,
         "utilisation": updates * gflop / peak,
         "breakdown_ms": parts,
@@ -335,6 +353,7 @@ def show(found: dict[str, Any], console: Console) -> None:
     row("updates/s", f["updates_per_s"])
     row("replayed steps/s", f["replayed_steps_per_s"], digits=0)
     row("arithmetic of an update", f["gflop_per_update"], "GFLOP", 3)
+    row("operations of an update", f["kernels_per_update"], digits=0)
     row("float32 matrix product", f["peak_gflops"], "GFLOP/s", 1)
     row("utilisation", f["utilisation"], digits=3)
     table.add_section()

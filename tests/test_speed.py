@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def found(trace: Path) -> dict[str, Any]:
 def test_prints_one_object_with_positive_figures(found: dict[str, Any]) -> None:
     assert found["work"] == "debug" and found["threads"] == 1
     figures = ("updates_per_s", "replayed_steps_per_s", "gflop_per_update", "peak_gflops", "utilisation")
-    for key in (*figures, "replay_sample_ms", "env_steps_per_s", "peak_rss_mb", "first_update_s"):
+    for key in (*figures, "kernels_per_update", "replay_sample_ms", "env_steps_per_s", "peak_rss_mb", "first_update_s"):
         assert found[key] > 0, key
     assert set(found["act_steps_per_s"]) == {"1", "4", "16"}
     assert min(found["act_steps_per_s"].values()) > 0
@@ -75,6 +76,20 @@ def test_arithmetic_is_counted_forward_and_backward() -> None:
     product = 2e-9 * 30 * 20 * 10
     assert speed.count_gflop(lambda: a @ b) == pytest.approx(product)
     assert speed.count_gflop(lambda: (a @ b).sum().backward()) == pytest.approx(3 * product)
+
+
+def test_operations_are_counted_and_views_are_not() -> None:
+    a = torch.randn(3, 4)
+    assert speed.count_kernels(lambda: (a.T[0].unsqueeze(0) + 1).exp().view(-1)) == 2
+
+
+@pytest.mark.parametrize(("work", "kernels", "gflop"), [("laptop", 3500, 1.38), ("reference", 16_300, 27.4)])
+def test_an_update_has_not_become_dearer(work: str, kernels: int, gflop: float) -> None:
+    """Counts, which no busy machine can disturb. Raise a limit only for something that is worth it."""
+    agent, replay = speed.build(replace(WORKS[work], stored=80))
+    agent.update(replay)
+    assert speed.count_kernels(lambda: agent.update(replay)) <= kernels
+    assert speed.count_gflop(lambda: agent.update(replay)) <= gflop
 
 
 def test_inner_sections_are_not_booked_twice() -> None:
