@@ -5,6 +5,8 @@ Sampling is off (arg max) unless a test is about it. Letters as in mbrl/dynamics
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -66,6 +68,35 @@ def test_observing_is_filtering_step_by_step(rssm: RSSM) -> None:
     for t in range(T):
         state = rssm.filter(state, embed[:, t], action[:, t], is_first[:, t])
         same(state, at(states, ALL, t))
+
+
+def test_the_scan_is_the_loop_with_its_gradient_written_out(rssm: RSSM) -> None:
+    """Everything that comes out, and the gradient of everything that goes in."""
+    embed, action, is_first = sequences()
+    state = {name: value.double().requires_grad_() for name, value in some_state(rssm).items()}
+    rssm.double()
+    inputs = [embed.double().requires_grad_(), action.double().requires_grad_(), *state.values(), *rssm.parameters()]
+    results = []
+    for fused in (True, False):
+        rssm.fused = fused
+        torch.manual_seed(0)
+        states, losses = rssm.observe(inputs[0], inputs[1], is_first, state)
+        outputs = {**states, **losses}
+        total = torch.stack([(value * torch.randn_like(value)).sum() for value in outputs.values()]).sum()
+        results.append((outputs, torch.autograd.grad(total, inputs)))
+    (outputs, gradients), (expected, others) = results
+    for name in outputs:
+        torch.testing.assert_close(outputs[name], expected[name], rtol=1e-12, atol=1e-12)
+    for gradient, other in zip(gradients, others, strict=True):
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(gradient, other, rtol=1e-9, atol=1e-9)
+
+
+def test_more_hidden_layers_in_the_posterior_go_through_the_loop() -> None:
+    model = RSSM(replace(CONFIG, posterior_layers=2), E, A)
+    embed, action, is_first = sequences()
+    states, _ = model.observe(embed, action, is_first, model.initial_state(B))
+    assert states["deter"].shape == (B, T, 32)
 
 
 def test_filtering_and_imagining_share_the_recurrence(rssm: RSSM) -> None:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mbrl.distributions import Categoricals, categorical_kl
+from mbrl.dynamics.scan import scan
 from mbrl.networks import MLP, BlockLinear, Head, Linear, make_norm
 
 State = dict[str, Tensor]
@@ -60,6 +61,7 @@ class RSSM(nn.Module):
         self.config = config
         c, latent = config, config.stoch * config.classes
         self.feature_sizes = (c.deter, latent)
+        self.fused = True  # False: filter sequences by the plain loop
         self.deter_in = MLP(c.deter, c.hidden, 1, norm)
         self.stoch_in = MLP(latent, c.hidden, 1, norm)
         self.action_in = MLP(action_size, c.hidden, 1, norm)
@@ -111,18 +113,25 @@ class RSSM(nn.Module):
         from_deter, from_embed = self._posterior_weights()
         embeds = self._embed(embed, from_embed)
         actions = self._action(action * (~is_first).unsqueeze(-1))
-        resets = is_first.any(0).tolist()
-        deters, stochs, logits = [], [], []
+        if self.fused and self.config.posterior_layers == 1:
+            deter, stoch, logits = scan(self, embeds, actions, is_first, state["deter"], state["stoch"])
+        else:
+            deter, stoch, logits = self._loop(embeds, actions, is_first, state, from_deter)
+        return {"deter": deter, "stoch": stoch}, self._kl(logits, self.prior(deter))
+
+    def _loop(
+        self, embeds: Tensor, actions: Tensor, is_first: Tensor, state: State, from_deter: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Posterior deter (B, T, D), stoch (B, T, S, K) and logits, step by step; ``scan`` does it faster."""
+        resets, steps = is_first.any(0).tolist(), []
         for t in range(len(resets)):
             if resets[t]:
                 state = forget(state, is_first[:, t])
             deter, stoch, logit = self._filter(state, embeds[:, t], actions[:, t], from_deter)
             state = {"deter": deter, "stoch": stoch}
-            deters.append(deter)
-            stochs.append(stoch)
-            logits.append(logit)
-        states = {"deter": torch.stack(deters, 1), "stoch": torch.stack(stochs, 1)}
-        return states, self._kl(torch.stack(logits, 1), self.prior(states["deter"]))
+            steps.append((deter, stoch, logit))
+        deters, stochs, logits = (torch.stack(parts, 1) for parts in zip(*steps, strict=True))
+        return deters, stochs, logits
 
     def _kl(self, posterior: Tensor, prior: Tensor) -> dict[str, Tensor]:
         q, p = self._latents(posterior), self._latents(prior)
