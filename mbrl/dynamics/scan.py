@@ -10,7 +10,7 @@ Letters as in rssm.py; g_x is the gradient of the loss with respect to x.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -111,6 +111,34 @@ class NormSiLU:
         return [weight, bias]
 
 
+class Step(NamedTuple):
+    """What a step's gradient needs."""
+
+    before: Tensor  # deter (B, D)
+    stoch: Tensor  # (B, S K) before
+    inputs: Tensor  # (B, 3 hidden) of deter, stoch and action
+    x: Tensor  # (B, D) before the gates
+    reset: Tensor  # (G, B, D / G), the gates and
+    candidate: Tensor
+    update: Tensor
+    new: Tensor  # tanh(reset candidate)
+    after: Tensor  # deter (B, D)
+    y: Tensor  # (B, hidden) before the logits
+    probs: Tensor  # (B, S, K)
+
+
+class Gradient(NamedTuple):
+    """Of what a step's linear layers put out, and of the action's hidden layer."""
+
+    deter: Tensor
+    stoch: Tensor
+    mix: Tensor
+    gates: Tensor
+    posterior: Tensor
+    logit: Tensor
+    action: Tensor
+
+
 class Scan(torch.autograd.Function):
     """See ``scan``."""
 
@@ -124,7 +152,7 @@ class Scan(torch.autograd.Function):
         weights = Weights(rssm, parameters)
         norms = [NormSiLU(n) for n in (rssm.deter_in[1], rssm.stoch_in[1], rssm.mix_norm, rssm.posterior_norm)]
         deter_norm, stoch_norm, mix_norm, posterior_norm = norms
-        steps: list[tuple[Tensor, ...]] = []
+        steps: list[Step] = []
         outputs: list[tuple[Tensor, Tensor, Tensor]] = []
         resets, keep = is_first.any(0).tolist(), (~is_first).to(deter.dtype)
         h, z = deter, stoch.flatten(-2)
@@ -143,7 +171,7 @@ class Scan(torch.autograd.Function):
             y = posterior_norm.forward(torch.addmm(embeds[:, t], after, weights.from_deter.T))
             logit = torch.addmm(weights.out_bias, y, weights.out.T).unflatten(-1, (c.stoch, c.classes))
             latents = Categoricals(logit, c.unimix)
-            steps.append((before, z, inputs, x, reset, candidate, update, new, after, y, latents.probs))
+            steps.append(Step(before, z, inputs, x, reset, candidate, update, new, after, y, latents.probs))
             h, z = after, latents.sample().reshape(-1, latent)
             outputs.append((h, z.view_as(logit), logit))
         ctx.rssm, ctx.weights, ctx.norms, ctx.steps, ctx.resets, ctx.keep = rssm, weights, norms, steps, resets, keep
@@ -157,22 +185,22 @@ class Scan(torch.autograd.Function):
         deter_norm, stoch_norm, mix_norm, posterior_norm = ctx.norms
         blocks, mixed = c.blocks, 1 - c.unimix
         g_h, g_z = torch.zeros_like(g_deters[:, 0]), torch.zeros_like(g_stochs[:, 0]).flatten(-2)
-        found: list[tuple[Tensor, ...]] = []
+        found: list[Gradient] = []
         for t in reversed(range(len(steps))):
-            before, _, _, _, reset, candidate, update, new, _, _, probs = steps[t]
-            soft = (probs - c.unimix / c.classes) / mixed
-            g = mixed * (g_z.view_as(probs) + g_stochs[:, t])  # straight through the sample
+            s: Step = steps[t]
+            soft = (s.probs - c.unimix / c.classes) / mixed
+            g = mixed * (g_z.view_as(soft) + g_stochs[:, t])  # straight through the sample
             g = torch.addcmul(g_logits[:, t], soft, g - (g * soft).sum(-1, keepdim=True))
             g_logit = g.flatten(-2)
             g_posterior = posterior_norm.backward(g_logit @ weights.out, t)
             g_h = torch.addmm(g_h + g_deters[:, t], g_posterior, weights.from_deter)
 
             g = split(g_h, blocks)
-            g_new = g * update
-            g_update = aten.sigmoid_backward(g * (new - split(before, blocks)), update)
-            g_tanh = aten.tanh_backward(g_new, new)
-            g_reset = aten.sigmoid_backward(g_tanh * candidate, reset)
-            g_gates = torch.cat([g_reset, g_tanh * reset, g_update], -1)
+            g_new = g * s.update
+            g_update = aten.sigmoid_backward(g * (s.new - split(s.before, blocks)), s.update)
+            g_tanh = aten.tanh_backward(g_new, s.new)
+            g_reset = aten.sigmoid_backward(g_tanh * s.candidate, s.reset)
+            g_gates = torch.cat([g_reset, g_tanh * s.reset, g_update], -1)
             g_mix = mix_norm.backward(join(torch.bmm(g_gates, weights.gates.mT)), t)
 
             g_inputs = g_mix @ weights.mix_shared.T
@@ -182,25 +210,29 @@ class Scan(torch.autograd.Function):
             g_h, g_z = torch.addmm(g_h, g_deter, weights.deter), g_stoch @ weights.stoch
             if resets[t]:
                 g_h, g_z = g_h * keep[:, t : t + 1], g_z * keep[:, t : t + 1]
-            found.append((g_deter, g_stoch, g_mix, join(g_gates), g_posterior, g_logit, g_action))
+            found.append(Gradient(g_deter, g_stoch, g_mix, join(g_gates), g_posterior, g_logit, g_action))
 
-        # Gradients of the parameters, from all steps at once: rows are T times B.
-        saved = list(zip(*steps, strict=True))
-        before, z, inputs, x, after, y = (torch.cat(saved[i]) for i in (0, 1, 2, 3, 8, 9))
-        rows = [torch.cat(parts[::-1]) for parts in zip(*found, strict=True)]
-        g_deter, g_stoch, g_mix, g_gates, g_posterior, g_logit, _ = rows
-        own = torch.bmm(split(before, blocks).mT, split(g_mix, blocks))
-        shared = (inputs.T @ g_mix).unflatten(-1, (blocks, -1)).transpose(0, 1)
+        # Gradients of the parameters, from all steps at once: T times B rows.
+        found.reverse()
+
+        def rows(name: str) -> Tensor:
+            return torch.cat([getattr(step, name) for step in steps])
+
+        of = Gradient(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        before = rows("before")
+        own = torch.bmm(split(before, blocks).mT, split(of.mix, blocks))
+        shared = (rows("inputs").T @ of.mix).unflatten(-1, (blocks, -1)).transpose(0, 1)
         parameters = [
-            g_deter.T @ before, g_deter.sum(0),
-            g_stoch.T @ z, g_stoch.sum(0),
-            torch.cat([own, shared], 1), g_mix.sum(0).view(blocks, -1),
-            torch.bmm(split(x, blocks).mT, split(g_gates, blocks)), g_gates.sum(0).view(blocks, -1),
-            g_posterior.T @ after,
-            g_logit.T @ y, g_logit.sum(0),
+            of.deter.T @ before, of.deter.sum(0),
+            of.stoch.T @ rows("stoch"), of.stoch.sum(0),
+            torch.cat([own, shared], 1), of.mix.sum(0).view(blocks, -1),
+            torch.bmm(split(rows("x"), blocks).mT, split(of.gates, blocks)), of.gates.sum(0).view(blocks, -1),
+            of.posterior.T @ rows("after"),
+            of.logit.T @ rows("y"), of.logit.sum(0),
             *(gradient for norm in ctx.norms for gradient in norm.parameter_gradients()),
         ]  # fmt: skip
-        g_embeds, g_actions = (torch.stack([step[i] for step in found[::-1]], 1) for i in (4, 6))
+        g_embeds = torch.stack([g.posterior for g in found], 1)
+        g_actions = torch.stack([g.action for g in found], 1)
         return None, g_embeds, g_actions, None, g_h, g_z.view_as(g_stochs[:, 0]), *parameters
 
 
