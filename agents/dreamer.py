@@ -25,6 +25,7 @@ from mbrl.dynamics.rssm import RSSMConfig
 from mbrl.errors import UserError
 from mbrl.interfaces import Imagined, State
 from mbrl.networks import MLP, Head, Linear
+from mbrl.open_loop import open_loop
 from mbrl.optim import LaProp, track
 from mbrl.replay import Batch, Replay
 from mbrl.returns import ReturnScale, lambda_return
@@ -329,36 +330,14 @@ class Dreamer:
 
     # ---- looking at it -------------------------------------------------------------------------
 
-    @torch.no_grad()
     def report(self, replay: Replay) -> dict[str, Any]:
-        """Open-loop prediction: filter some steps, then dream with the actions that were really taken.
-
-        Returns:
-            "report/open_loop_error": per horizon, the mean absolute error of vectors in the networks'
-            units and of images in [0, 1]; "report/truth" and "report/dream" (T, dims) of one sequence
-            in the environment's units, or "report/video" (T, H, 3 W, C) truth, dream, error.
-        """
+        """``mbrl.open_loop`` on replayed sequences; nothing while there are too few."""
         seen, horizon = 8, max(15, self.config.horizon)
         if not replay.ready(seen + horizon + 1):
             return {}
         batch = replay.peek(16, seen + horizon + 1)
-        steps, dynamics = batch.steps.to(self.device)[:, 1:], self.world_model.dynamics
         context = self._restore({name: value[:, 0] for name, value in batch.latents.items()})
-        embed = self.world_model.encoder(steps.obs, lead=2)
-        past, _ = dynamics.observe(embed[:, :seen], steps.action[:, :seen], steps.is_first[:, :seen], context)
-        state = {name: value[:, -1] for name, value in past.items()}
-        path = []
-        for action in steps.action[:, seen:].unbind(1):
-            state = dynamics.step(state, action)
-            path.append(state)
-        dreamt = {name: torch.stack([s[name] for s in path], 1) for name in state}
-        future = steps[:, seen:]
-        valid = ~(future.is_first.cumsum(1) > 0)  # a dream knows nothing of resets
-        errors = self.world_model.errors(future.obs, dreamt)
-        error = (errors * valid).sum(0) / valid.sum(0).clamp_min(1)
-        result: dict[str, Any] = {"report/context": seen, "report/open_loop_error": error.tolist()}
-        whole = {name: torch.cat([past[name], dreamt[name]], 1)[:1] for name in past}
-        return result | pictures(steps[:1], self.world_model.decode(whole))
+        return open_loop(self.world_model, batch.steps.to(self.device)[:, 1:], context, seen)
 
     def describe(self) -> str:
         """One line: encoders, action head, size."""
@@ -386,24 +365,6 @@ class Dreamer:
         behaviour = [*self.actor.parameters(), *self.critic.parameters()]
         lr = self.config.behaviour_lr or self.config.lr
         return [{"params": list(self.world_model.parameters())}, {"params": behaviour, "lr": lr}]
-
-
-def pictures(steps: Steps, decoded: dict[str, Tensor]) -> dict[str, Any]:
-    """Truth and dream of the first sequence, as an image strip where there are images, else as curves."""
-    images = [key for key, value in steps.obs.items() if value.dtype == torch.uint8 and value.ndim == 5]
-    if images:
-        truth = steps.obs[images[0]][0].float() / 255
-        dream = decoded[images[0]][0]
-        strip = torch.cat([truth, dream, (dream - truth + 1) / 2], 2)
-        return {"report/video": (strip * 255).round().to(torch.uint8).cpu().numpy()}
-    keys = [key for key, value in steps.obs.items() if value.is_floating_point()]
-    if not keys:
-        return {}
-    length = len(steps.reward[0])
-    truth, dream = (
-        torch.cat([obs[key][0].reshape(length, -1) for key in keys], -1) for obs in (steps.obs, decoded)
-    )
-    return {"report/truth": truth.cpu().numpy(), "report/dream": dream.cpu().numpy()}
 
 
 # ---- presets: functions that return a configuration -------------------------------------------------
