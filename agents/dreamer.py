@@ -316,8 +316,9 @@ class Dreamer:
         """
         with torch.no_grad():
             slow = SymexpTwoHot(self.slow_critic(features)).mean[:, :-1]
-        target = two_hot(returns, critic.bins) + self.config.slow_scale * two_hot(slow, critic.bins)
-        return critic[:, :-1].cross_entropy(target)
+        index, weight = two_hot(torch.stack([returns, slow], -1), critic.bins)  # (..., T, 2, 2)
+        weight = weight * weight.new_tensor([[1.0], [self.config.slow_scale]])
+        return critic.cross_entropy(index.flatten(-2), weight.flatten(-2))
 
     def _choose_starts(self, states: State) -> tuple[Tensor, State]:
         """States to imagine from, (N,): all of the (B, T) or some, and their indices."""

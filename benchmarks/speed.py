@@ -42,7 +42,7 @@ from envs import make_envs
 from mbrl.driver import Driver
 from mbrl.replay import Replay, ReplayConfig
 from mbrl.steps import Steps
-from scripts.machine import set_threads
+from scripts.machine import keep_freed_memory, set_threads
 
 ENV = "dmc/walker-walk"
 OBSERVATIONS = spaces.Dict(
@@ -387,6 +387,7 @@ def main(argv: list[str] | None = None) -> int:
     if trace and not trace.parent.is_dir():
         parser.error(f"--profile {trace}: there is no directory {trace.parent}; create it")
     set_threads(arguments.threads)
+    keep_freed_memory()
     found = rounded(measure(WORKS[arguments.work], arguments.seconds, trace))
     if arguments.json:
         print(json.dumps(found))

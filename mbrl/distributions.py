@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from functools import cached_property, lru_cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,15 +32,13 @@ def symexp_bins(count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.cat([half, -half[:-1].flip(0)]).to(device, dtype)
 
 
-def two_hot(x: Tensor, bins: Tensor) -> Tensor:
-    """(...) -> (..., bins): weight on the two bins around x, linear in x; all on the end bin outside."""
+def two_hot(x: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
+    """(...) -> indices (..., 2) of the bins around x and their weights, linear in x; all on the end bin outside."""
     x = x.clamp(bins[0], bins[-1])
     above = torch.searchsorted(bins, x.contiguous()).clamp(1, len(bins) - 1)
     low, high = bins[above - 1], bins[above]
     weight = (x - low) / (high - low)
-    encoded = x.new_zeros(*x.shape, len(bins))
-    encoded.scatter_(-1, (above - 1).unsqueeze(-1), (1 - weight).unsqueeze(-1))
-    return encoded.scatter_(-1, above.unsqueeze(-1), weight.unsqueeze(-1))
+    return torch.stack([above - 1, above], -1), torch.stack([1 - weight, weight], -1)
 
 
 class SymexpTwoHot:
@@ -67,17 +64,14 @@ class SymexpTwoHot:
 
     def loss(self, target: Tensor) -> Tensor:
         """(...): cross entropy to the two-hot target, which is NOT symlogged."""
-        return self.cross_entropy(two_hot(target, self.bins))
+        return self.cross_entropy(*two_hot(target, self.bins))
 
-    def cross_entropy(self, target: Tensor) -> Tensor:
-        """(...): to weights (..., bins) of the bins. It is linear in them."""
-        return -(target * self.log_probs).sum(-1)
+    def cross_entropy(self, index: Tensor, weight: Tensor) -> Tensor:
+        """(...): to targets that are 0 but for some bins, given by ``index`` and ``weight``, both (..., k).
 
-    def __getitem__(self, index: Any) -> SymexpTwoHot:
-        """Some of the (...), at no cost."""
-        part = SymexpTwoHot(self.logits[index])
-        part.log_probs = self.log_probs[index]
-        return part
+        Where an axis of theirs is shorter than the distribution's, only its beginning counts.
+        """
+        return -(weight * self.log_probs.gather(-1, index)).sum(-1)
 
 
 class Categoricals:

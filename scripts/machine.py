@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -48,6 +50,18 @@ def set_threads(wanted: int | None = None) -> int:
     if wanted is not None or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(wanted or 1)
     return torch.get_num_threads()
+
+
+def keep_freed_memory() -> None:
+    """Let the allocator keep what tensors free, where it is glibc's.
+
+    By default it hands large blocks back, and every page that is asked for again costs a page fault.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 32 * 2**20)  # the most that glibc takes
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def free_memory() -> int | None:

@@ -26,7 +26,7 @@ from mbrl.run import only_writer, write_atomically
 from mbrl.screen import Screen
 from mbrl.spaces import ActionSpec, check_observation_space
 from mbrl.training import EnvStates, Result, train
-from scripts.machine import choose_device, free_memory, set_threads
+from scripts.machine import choose_device, free_memory, keep_freed_memory, set_threads
 from scripts.options import Options, parse, write_count
 from scripts.pictures import draw
 
@@ -44,6 +44,7 @@ def run(options: Options[Any], resume: Checkpoint | None) -> int:
     """Train; 0 when the run is complete, 128 + signal when it was interrupted (and saved)."""
     config, directory, repeat = options.train_config, options.directory, options.action_repeat
     device, threads = choose_device(options.device), set_threads(options.threads)
+    keep_freed_memory()
     train_envs = envs.make_envs(
         options.env, options.num_envs, parallel=options.parallel, action_repeat=repeat
     )

@@ -1,7 +1,6 @@
 """The command line: its commands, its options, and what they leave behind. Bad input: test_bad_input.py."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -249,11 +248,3 @@ def test_console_command_in_its_own_process(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir()), "a run that never began leaves nothing"
-
-
-def test_one_thread_unless_told_otherwise() -> None:
-    script = "import torch; from scripts.machine import set_threads; print(set_threads(), set_threads(2))"
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, cwd=root)
-    assert done.stdout.split() == ["1", "2"], done.stderr
