@@ -40,7 +40,10 @@ class Linear(nn.Linear):
 
 
 class BlockLinear(nn.Module):
-    """(..., G, in / G) -> (..., G, out / G): one matrix per block, a linear layer with G times fewer weights."""
+    """One matrix per block, a linear layer with G times fewer weights; all blocks may also see ``shared`` inputs.
+
+    (..., G, in / G - shared) and (..., shared) -> (..., G, out / G)
+    """
 
     def __init__(self, inputs: int, outputs: int, blocks: int):
         super().__init__()
@@ -48,9 +51,14 @@ class BlockLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(blocks, outputs // blocks))
         initialise(self.weight, inputs)  # the official fan-in is that of all blocks together
 
-    def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, *x.shape[-2:]).transpose(0, 1)  # (G, n, in / G)
-        y = torch.baddbmm(self.bias.unsqueeze(1), flat, self.weight)
+    def forward(self, x: Tensor, shared: Tensor | None = None) -> Tensor:
+        own, bias = x.reshape(-1, *x.shape[-2:]).transpose(0, 1), self.bias.unsqueeze(1)  # (G, n, ...)
+        if shared is None:
+            y = torch.baddbmm(bias, own, self.weight)
+        else:  # the shared inputs are not copied for every block
+            for_own, for_shared = self.weight.tensor_split([own.shape[-1]], 1)
+            shared = shared.reshape(-1, shared.shape[-1]).expand(len(own), -1, -1)
+            y = torch.baddbmm(torch.baddbmm(bias, own, for_own), shared, for_shared)
         return y.transpose(0, 1).reshape(*x.shape[:-1], -1)
 
 

@@ -173,6 +173,14 @@ def test_block_linear_is_one_matrix_per_block() -> None:
         torch.testing.assert_close(y[..., g, :], x[..., g, :] @ layer.weight[g] + layer.bias[g])
 
 
+def test_block_linear_shows_shared_inputs_to_every_block() -> None:
+    layer = BlockLinear(6 + 3 * 4, 9, 3)
+    torch.nn.init.normal_(layer.bias)
+    x, shared = torch.randn(2, 5, 3, 2), torch.randn(2, 5, 4)
+    repeated = torch.cat([x, shared.unsqueeze(-2).expand(2, 5, 3, 4)], -1)
+    torch.testing.assert_close(layer(x, shared), layer(repeated))
+
+
 def test_rms_norm_has_the_official_epsilon() -> None:
     x = torch.full((1, 4), 0.01)
     torch.testing.assert_close(make_norm("rms", 4)(x), torch.full((1, 4), 0.01 / (2e-4) ** 0.5))

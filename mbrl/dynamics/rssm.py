@@ -170,8 +170,7 @@ class RSSM(nn.Module):
         """h' = u tanh(r c) + (1 - u) h, the gates r, c, u of a block from that block and all inputs."""
         blocks = deter.unflatten(-1, (self.config.blocks, -1))  # (n, G, D / G)
         inputs = torch.cat([self.deter_in(deter), self.stoch_in(stoch.flatten(-2)), action], -1)
-        shared = inputs.unsqueeze(-2).expand(-1, self.config.blocks, -1)
-        x = self.mix(torch.cat([blocks, shared], -1)).flatten(-2)
+        x = self.mix(blocks, inputs).flatten(-2)
         x = F.silu(self.mix_norm(x)).unflatten(-1, (self.config.blocks, -1))
         reset, candidate, update = self.gates(x).chunk(3, -1)
         # tanh(x) = 2 sigmoid(2 x) - 1, whose CPU kernel is far faster than that of tanh.
