@@ -1,6 +1,7 @@
 """Speed: what one update costs on this machine, what part of the machine's limit that is, where it goes.
 
     python -m benchmarks.speed                        a table
+    python -m benchmarks.speed --work pixels          the official 12 M parameters on 64 x 64 images
     python -m benchmarks.speed --json                 one JSON object
     python -m benchmarks.speed --profile trace.json   also a trace for https://ui.perfetto.dev
 
@@ -21,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -33,16 +34,18 @@ from gymnasium import spaces
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import profile, record_function, supported_activities
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from agents.dreamer import Dreamer, DreamerConfig, debug, laptop, reference
+from agents.dreamer import Dreamer, DreamerConfig, debug, laptop, reference, sized
 from envs import make_envs
 from mbrl.driver import Driver
+from mbrl.errors import UserError
 from mbrl.replay import Replay, ReplayConfig
+from mbrl.spaces import is_image
 from mbrl.steps import Steps
-from scripts.machine import keep_freed_memory, set_threads
+from scripts.machine import choose_device, keep_freed_memory, set_threads
 
 ENV = "dmc/walker-walk"
 OBSERVATIONS = spaces.Dict(
@@ -51,6 +54,7 @@ OBSERVATIONS = spaces.Dict(
         for name, shape in (("orientations", (14,)), ("height", (1,)), ("velocity", (9,)))
     }
 )
+IMAGES = spaces.Dict({"image": spaces.Box(0, 255, (64, 64, 3), np.uint8)})
 ACTIONS = spaces.Box(-1, 1, (6,), np.float32)
 EPISODE = 501  # records of a walker-walk episode at action repeat 2, the reset included
 RINGS = 16  # environments that the replay holds
@@ -63,10 +67,16 @@ class Work:
     name: str
     agent: DreamerConfig
     """Sizes, batch and horizon."""
+    images: bool = False
+    """Whether the agent sees images instead of walker-walk's floats."""
     stored: int = 2048
     """Steps in each of the replay's rings."""
     matrix: int = 2048
     """Side of the square matrices whose product is the machine's limit."""
+
+    @property
+    def observations(self) -> spaces.Dict:
+        return IMAGES if self.images else OBSERVATIONS
 
 
 WORKS = {
@@ -74,6 +84,8 @@ WORKS = {
     for work in (
         Work("reference", reference().agent),
         Work("laptop", laptop().agent),
+        Work("size12m", replace(reference().agent, model=sized(256))),
+        Work("pixels", replace(reference().agent, model=sized(256)), images=True, stored=256),
         Work("debug", debug().agent, stored=64, matrix=256),
     )
 }
@@ -82,19 +94,24 @@ WORKS = {
 # ---- the work ----------------------------------------------------------------------------------------
 
 
-def random_steps(n: int, first: Tensor, last: Tensor) -> Steps:
+def random_steps(space: spaces.Dict, n: int, first: Tensor, last: Tensor) -> Steps:
     """(n,) records of nothing in particular; walker-walk never terminates."""
-    obs = {name: torch.randn(n, *(space.shape or ())) for name, space in OBSERVATIONS.spaces.items()}
+
+    def values(entry: spaces.Space[Any]) -> Tensor:
+        shape = (n, *(entry.shape or ()))
+        return torch.randint(256, shape, dtype=torch.uint8) if is_image(entry) else torch.randn(shape)
+
+    obs = {name: values(entry) for name, entry in space.spaces.items()}
     action = torch.rand(n, *ACTIONS.shape) * 2 - 1
     return Steps(obs, action, torch.rand(n), first, last, torch.zeros(n, dtype=torch.bool))
 
 
-def build(work: Work) -> tuple[Dreamer, Replay]:
+def build(work: Work, device: str = "cpu") -> tuple[Dreamer, Replay]:
     """An untrained agent, and a replay whose rings are in different places of their episodes."""
     torch.manual_seed(0)
-    agent = Dreamer(work.agent, OBSERVATIONS, ACTIONS)
+    agent = Dreamer(work.agent, work.observations, ACTIONS, device)
     config = ReplayConfig(capacity=RINGS * max(1024, work.stored))
-    replay = Replay(OBSERVATIONS, ACTIONS.shape[0], RINGS, agent.latent_spec(), config, seed=0)
+    replay = Replay(work.observations, ACTIONS.shape[0], RINGS, agent.latent_spec(), config, seed=0)
     offset = torch.arange(RINGS) * EPISODE // RINGS
     rssm = work.agent.model.rssm
     for k in range(work.stored):
@@ -103,11 +120,19 @@ def build(work: Work) -> tuple[Dreamer, Replay]:
             "deter": (torch.rand(RINGS, rssm.deter) * 2 - 1).half(),
             "stoch": torch.randint(rssm.classes, (RINGS, rssm.stoch), dtype=torch.uint8),
         }
-        replay.add(random_steps(RINGS, time_in_episode == 0, time_in_episode == EPISODE - 1), latents)
+        first, last = time_in_episode == 0, time_in_episode == EPISODE - 1
+        replay.add(random_steps(work.observations, RINGS, first, last), latents)
     return agent, replay
 
 
 # ---- measuring ---------------------------------------------------------------------------------------
+
+
+def now() -> float:
+    """Seconds; waits for what a GPU still has to do."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def seconds_per_call(call: Callable[[], object], budget: float, warmup: int = 1) -> float:
@@ -116,15 +141,15 @@ def seconds_per_call(call: Callable[[], object], budget: float, warmup: int = 1)
         call()
     taken: list[float] = []
     while len(taken) < 3 or sum(taken) < budget:
-        begin = time.perf_counter()
+        begin = now()
         call()
-        taken.append(time.perf_counter() - begin)
+        taken.append(now() - begin)
     return statistics.median(taken)
 
 
-def peak_gflops(side: int, budget: float) -> float:
+def peak_gflops(side: int, budget: float, device: str) -> float:
     """GFLOP/s of a float32 matrix product."""
-    a, b, out = torch.randn(side, side), torch.randn(side, side), torch.empty(side, side)
+    a, b, out = torch.randn(3, side, side, device=device)
     return 2e-9 * side**3 / seconds_per_call(lambda: torch.mm(a, b, out=out), budget, warmup=2)
 
 
@@ -153,7 +178,7 @@ def count_kernels(call: Callable[[], object]) -> int:
 def act_steps_per_s(agent: Dreamer, n: int, budget: float) -> float:
     """``agent.act`` alone, for n environments at a time."""
     no = torch.zeros(n, dtype=torch.bool)
-    step, state = random_steps(n, no, no), agent.initial_state(n)
+    step, state = random_steps(agent.space, n, no, no), agent.initial_state(n)
 
     def act() -> None:
         nonlocal state
@@ -186,7 +211,7 @@ def peak_rss_mb() -> float:
 class Stopwatch:
     """Seconds per section since ``seconds`` was last emptied; an inner section's are not its outer's."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+    def __init__(self, clock: Callable[[], float] = now):
         self.clock = clock
         self.seconds: dict[str, float] = {}
         self._inner: list[float] = []  # per open section, the seconds of the sections inside it
@@ -247,7 +272,7 @@ def breakdown(agent: Dreamer, replay: Replay, budget: float) -> dict[str, float]
 
 def write_trace(agent: Dreamer, replay: Replay, path: Path) -> None:
     """A torch profiler trace of one update, its parts by name."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiler, watched(agent, replay):
+    with profile(activities=list(supported_activities())) as profiler, watched(agent, replay):
         agent.update(replay)
     profiler.export_chrome_trace(str(path))
 
@@ -255,22 +280,23 @@ def write_trace(agent: Dreamer, replay: Replay, path: Path) -> None:
 # ---- together ----------------------------------------------------------------------------------------
 
 
-def measure(work: Work, budget: float, trace: Path | None = None) -> dict[str, Any]:
+def measure(work: Work, budget: float, device: str = "cpu", trace: Path | None = None) -> dict[str, Any]:
     """Everything, in one run.
 
     Args:
         work: what an update is.
         budget: seconds for each measurement.
+        device: where the networks are.
         trace: where a profiler trace goes.
     """
     config, load = work.agent, os.getloadavg()[0]
     say("the machine's matrix product")
-    peak = peak_gflops(work.matrix, budget)
+    peak = peak_gflops(work.matrix, budget, device)
     say("updates")
-    agent, replay = build(work)
-    begin = time.perf_counter()
+    agent, replay = build(work, device)
+    begin = now()
     agent.update(replay)
-    first = time.perf_counter() - begin
+    first = now() - begin
     updates = 1 / seconds_per_call(lambda: agent.update(replay), budget, warmup=2)
     gflop = count_gflop(lambda: agent.update(replay))
     kernels = count_kernels(lambda: agent.update(replay))
@@ -300,6 +326,7 @@ def measure(work: Work, budget: float, trace: Path | None = None) -> dict[str, A
         "act_steps_per_s": acting,
         "env_steps_per_s": env_steps,
         "peak_rss_mb": memory,
+        "peak_device_mb": torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else 0.0,
         "first_update_s": first,
         "compile_s": 0.0,  # nothing is compiled
     }
@@ -316,7 +343,7 @@ def describe(work: Work, agent: Dreamer) -> dict[str, Any]:
         "batch_length": config.batch_length,
         "horizon": config.horizon,
         "starts": min(config.starts or replayed, replayed),
-        "device": str(agent.device),
+        "device": torch.cuda.get_device_name() if agent.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "platform": platform.platform(),
@@ -365,6 +392,8 @@ def show(found: dict[str, Any], console: Console) -> None:
         row(f"acting, {n} environment{'s' * (n != '1')}: steps/s", rate, digits=0)
     row(f"{ENV} alone: env steps/s", f["env_steps_per_s"], digits=0)
     row("peak memory", f["peak_rss_mb"], "MiB", 0)
+    if f["peak_device_mb"]:
+        row("peak memory of the GPU", f["peak_device_mb"], "MiB", 0)
     row("first update", f["first_update_s"], "s")
     row("compiling", f["compile_s"], "s")
     console.print(table)
@@ -374,6 +403,7 @@ def main(argv: list[str] | None = None) -> int:
     about = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=about)
     parser.add_argument("--work", choices=WORKS, default="reference", help="preset whose update is measured")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("--threads", type=int, help="default: OMP_NUM_THREADS, else one per physical core")
     parser.add_argument("--seconds", type=float, default=5.0, help="per measurement (default: %(default)s)")
@@ -388,7 +418,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--profile {trace}: there is no directory {trace.parent}; create it")
     set_threads(arguments.threads)
     keep_freed_memory()
-    found = rounded(measure(WORKS[arguments.work], arguments.seconds, trace))
+    try:
+        device = choose_device(arguments.device)
+    except UserError as error:
+        parser.error(str(error))
+    found = rounded(measure(WORKS[arguments.work], arguments.seconds, device, trace))
     if arguments.json:
         print(json.dumps(found))
     else:

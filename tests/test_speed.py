@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -139,6 +140,21 @@ def test_reference_is_the_work_that_peers_were_measured_on() -> None:
     assert (config.batch_size, config.batch_length, config.horizon, config.starts) == (16, 64, 15, None)
     agent = Dreamer(config, speed.OBSERVATIONS, speed.ACTIONS)
     assert agent.num_parameters == pytest.approx(0.64e6, rel=0.02)
+
+
+def test_pixels_are_the_official_12_m_parameters_on_images() -> None:
+    work = replace(WORKS["pixels"], stored=1)
+    agent, replay = speed.build(work)
+    assert 9e6 < agent.num_parameters < 13e6
+    assert replay.arrays["obs/image"].dtype == np.uint8 and replay.arrays["obs/image"].shape[2:] == (64, 64, 3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        speed.main(["--device", "cuda"])
+    assert stop.value.code == 2
+    assert "mbrl doctor" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--seconds", "0"], ["--threads", "0"], ["--profile", "nowhere/x.json"]])
