@@ -45,7 +45,7 @@ from mbrl.errors import UserError
 from mbrl.replay import Replay, ReplayConfig
 from mbrl.spaces import is_image
 from mbrl.steps import Steps
-from scripts.machine import choose_device, keep_freed_memory, set_threads
+from scripts.machine import choose_device, keep_freed_memory, physical_cores, set_threads
 
 ENV = "dmc/walker-walk"
 OBSERVATIONS = spaces.Dict(
@@ -416,7 +416,8 @@ def main(argv: list[str] | None = None) -> int:
     trace = arguments.profile
     if trace and not trace.parent.is_dir():
         parser.error(f"--profile {trace}: there is no directory {trace.parent}; create it")
-    set_threads(arguments.threads)
+    everything = None if "OMP_NUM_THREADS" in os.environ else physical_cores()
+    set_threads(arguments.threads or everything)
     keep_freed_memory()
     try:
         device = choose_device(arguments.device)

@@ -16,6 +16,12 @@ def physical_cores() -> int:
     return max(1, min(allowed, _container_cores(), _cores_in_cpuinfo()))
 
 
+def idle_cores() -> int:
+    """Cores that nobody has used in the last minute; at least one."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(1, physical_cores() - round(load))
+
+
 def _container_cores() -> int:
     """The container's share of the machine (cgroup v2), which `os.cpu_count` does not know."""
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -94,9 +95,9 @@ class Options(Generic[Config]):
     action_repeat: int | None = None
     """Steps that each action is held for; None: 2 for dm_control, 1 for the others."""
     device: str = "auto"
-    """auto, cpu or cuda; auto is CUDA where there is one."""
+    """auto, cpu or cuda; auto is what a timed update says."""
     threads: int | None = None
-    """CPU threads; None: OMP_NUM_THREADS, else 1. More pay for large models on an idle machine."""
+    """CPU threads; None: OMP_NUM_THREADS, else what a timed update says."""
     runs_dir: Path = Path("runs")
     """Where runs are: RUNS_DIR/<environment>/<agent>/seed<k>."""
     sinks: tuple[str, ...] = ("tensorboard",)
@@ -118,7 +119,7 @@ class Options(Generic[Config]):
 
     def plain(self) -> dict[str, Any]:
         """What this run is, as it is stored with it."""
-        names = ("env", "agent", "preset", "seed", "num_envs", "parallel", "action_repeat")
+        names = ("env", "agent", "preset", "seed", "num_envs", "parallel", "action_repeat", "threads")
         return {
             **{name: getattr(self, name) for name in names},
             "config": dataclasses.asdict(self.config),  # type: ignore[call-overload]
@@ -200,7 +201,9 @@ def _defaults(env: str, agent: str, preset: str | None, resume: Checkpoint | Non
     if stored and name == stored["preset"]:
         config = from_dict(type(config), stored["config"])
         training = from_dict(TrainConfig, stored["training"])
-    kept = {key: stored[key] for key in ("num_envs", "parallel", "action_repeat") if key in stored}
+    kept = {key: stored[key] for key in ("num_envs", "parallel", "action_repeat", "threads") if key in stored}
+    if "OMP_NUM_THREADS" in os.environ:
+        kept.pop("threads", None)
     loop = Loop(**{f.name: getattr(training, f.name) for f in dataclasses.fields(TrainConfig)})
     return Options(config, loop, training.steps, training.minutes, agent, name, env=env, **kept)
 

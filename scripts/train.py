@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,9 +27,10 @@ from mbrl.run import only_writer, write_atomically
 from mbrl.screen import Screen
 from mbrl.spaces import ActionSpec, check_observation_space
 from mbrl.training import EnvStates, Result, train
-from scripts.machine import choose_device, free_memory, keep_freed_memory, set_threads
+from scripts.machine import choose_device, free_memory, keep_freed_memory
 from scripts.options import Options, parse, write_count
 from scripts.pictures import draw
+from scripts.probe import Compute, candidates, choose
 
 RUN_FILES = ("config.yaml", "checkpoint", "metrics.jsonl", "status.json", ".lock")
 
@@ -43,20 +45,23 @@ def main(argv: list[str]) -> int:
 def run(options: Options[Any], resume: Checkpoint | None) -> int:
     """Train; 0 when the run is complete, 128 + signal when it was interrupted (and saved)."""
     config, directory, repeat = options.train_config, options.directory, options.action_repeat
-    device, threads = choose_device(options.device), set_threads(options.threads)
+    choose_device(options.device)  # refuses what is not there
     keep_freed_memory()
     train_envs = envs.make_envs(
         options.env, options.num_envs, parallel=options.parallel, action_repeat=repeat
     )
     eval_envs = envs.make_envs(options.env, config.eval_episodes, action_repeat=repeat)
     try:
-        torch.manual_seed(options.seed)
         space, actions = train_envs.single_observation_space, train_envs.single_action_space
-        agent = make_agent(options.agent, options.config, space, actions, device)
+        found = candidates(options.device, options.threads)
+        compute = choose(found, options.agent, options.config, space, actions)
+        options = replace(options, threads=compute.threads)
+        torch.manual_seed(options.seed)
+        agent = make_agent(options.agent, options.config, space, actions, compute.device)
         action_size, latents = ActionSpec.of(actions).size, agent.latent_spec()
         space = check_observation_space(space)
         replay = Replay(space, action_size, options.num_envs, latents, config.replay, options.seed)
-        lines = [*header(options, agent, replay, device, threads), *differences(options, resume)]
+        lines = [*header(options, agent, replay, compute), *differences(options, resume)]
         resume_step, wall = (None, 0.0) if resume is None else (resume.step, resume.wall)
         with (
             only_writer(directory),  # before anything there is touched
@@ -86,7 +91,7 @@ def run(options: Options[Any], resume: Checkpoint | None) -> int:
     return 0 if result.signal is None else 128 + result.signal
 
 
-def header(options: Options[Any], agent: Agent, replay: Replay, device: str, threads: int) -> list[str]:
+def header(options: Options[Any], agent: Agent, replay: Replay, compute: Compute) -> list[str]:
     """What is about to happen: what is seen, what acts, what it will take."""
     config = options.train_config
     steps = min(replay.capacity * options.num_envs, config.steps)
@@ -96,7 +101,8 @@ def header(options: Options[Any], agent: Agent, replay: Replay, device: str, thr
         budget += f", at most {config.minutes:g} min"
     kind = f"{options.agent}/{options.preset}"
     lines = [
-        f"{options.env}   {agent.describe()}   {kind}   {device}, {threads} thread{'s' * (threads > 1)}",
+        f"{options.env}   {agent.describe()}   {kind}",
+        f"{compute}",
         f"replay {write_count(steps)} steps = {size(needed)}   budget {budget}   {options.directory}",
     ]
     if free is not None and needed > 0.8 * free:
