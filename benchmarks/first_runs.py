@@ -72,6 +72,16 @@ def train(env: str, seed: int) -> None:
         print(f"{env} seed {seed} ended with exit code {done.returncode}; see {log.name}", flush=True)
 
 
+def read_scores() -> list[dict[str, Any]]:
+    """What was collected before."""
+    path = RESULTS / "scores.csv"
+    return list(csv.DictReader(path.open())) if path.exists() else []
+
+
+def key(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in ("agent", "env", "seed", "step", "mode", "episodes"))
+
+
 def collect() -> None:
     """Read all runs there are into the results folder."""
     rows: list[dict[str, Any]] = []
@@ -86,6 +96,9 @@ def collect() -> None:
         for line in evaluations:
             score = {key: line[key] for key in ("step", "mode", "mean", "std", "episodes")}
             rows.append({**run, **score, "wall_s": line["wall"], "commit": status.get("git")})
+    earlier = {key(row): row["commit"] for row in read_scores()}
+    for row in rows:  # a run that went on with a later commit keeps those of its earlier scores
+        row["commit"] = earlier.get(key(row), row["commit"])
     RESULTS.mkdir(parents=True, exist_ok=True)
     with (RESULTS / "scores.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
