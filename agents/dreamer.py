@@ -24,7 +24,7 @@ from mbrl.distributions import BoundedNormal, OneHotChoice, SymexpTwoHot, two_ho
 from mbrl.dynamics.rssm import RSSMConfig
 from mbrl.errors import UserError
 from mbrl.interfaces import Imagined, State
-from mbrl.networks import MLP, Head, Linear
+from mbrl.networks import MLP, Linear, TwoHotHead
 from mbrl.open_loop import open_loop
 from mbrl.optim import LaProp, track
 from mbrl.replay import Batch, Replay
@@ -139,7 +139,7 @@ class Dreamer:
         self.world_model = WorldModel(model, self.space, self.spec.size)
         features = self.world_model.feature_size
         self.actor = Actor(features, self.spec, model.units, config.actor_layers, model.norm, config.min_std)
-        self.critic = Head(features, (model.bins,), model.units, config.critic_layers, scale=0.0, norm=model.norm)
+        self.critic = TwoHotHead(features, model.bins, model.units, config.critic_layers, model.norm)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         modules = {"world_model": self.world_model, "actor": self.actor}
         modules |= {"critic": self.critic, "slow_critic": self.slow_critic}

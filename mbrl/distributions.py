@@ -45,12 +45,13 @@ class SymexpTwoHot:
     """A scalar as a softmax over exponentially spaced bins (DreamerV3, eqs. 10-11).
 
     Args:
-        logits: (..., bins), an odd number of bins.
+        logits: (..., bins), an odd number of bins; after them may stand a last one of -inf.
     """
 
     def __init__(self, logits: Tensor):
         self.logits = logits
-        self.bins = symexp_bins(logits.shape[-1], logits.device, logits.dtype)
+        count = logits.shape[-1] - 1 | 1  # the odd one of the two
+        self.bins = symexp_bins(count, logits.device, logits.dtype)
 
     @cached_property
     def log_probs(self) -> Tensor:
@@ -59,8 +60,9 @@ class SymexpTwoHot:
     @property
     def mean(self) -> Tensor:
         """(...): summed in mirrored pairs, so that a uniform softmax has a mean of exactly 0."""
-        probs, middle = torch.softmax(self.logits, -1), len(self.bins) // 2
-        return (probs[..., middle + 1 :] - probs[..., :middle].flip(-1)) @ self.bins[middle + 1 :]
+        probs, count = torch.softmax(self.logits, -1), len(self.bins)
+        middle = count // 2
+        return (probs[..., middle + 1 : count] - probs[..., :middle].flip(-1)) @ self.bins[middle + 1 :]
 
     def loss(self, target: Tensor) -> Tensor:
         """(...): cross entropy to the two-hot target, which is NOT symlogged."""

@@ -19,7 +19,7 @@ from mbrl.distributions import SymexpTwoHot, bernoulli_loss
 from mbrl.dynamics.rssm import RSSM, RSSMConfig
 from mbrl.errors import UserError
 from mbrl.interfaces import Imagined, State
-from mbrl.networks import MLP, ConvDecoder, ConvEncoder, Head, Linear, VectorView
+from mbrl.networks import MLP, ConvDecoder, ConvEncoder, Head, Linear, TwoHotHead, VectorView
 from mbrl.spaces import is_image
 from mbrl.steps import Steps
 
@@ -132,9 +132,7 @@ class WorldModel(nn.Module):
         sizes = self.dynamics.feature_sizes
         self.decoder = Decoder(config, observation_space, self.encoder.view, sizes)
         self.feature_size = sum(sizes)
-        self.reward = Head(
-            self.feature_size, (config.bins,), config.units, config.reward_layers, scale=0.0, norm=config.norm
-        )
+        self.reward = TwoHotHead(self.feature_size, config.bins, config.units, config.reward_layers, config.norm)
         self.proceed = Head(self.feature_size, (1,), config.units, config.continue_layers, norm=config.norm)
 
     def loss(self, steps: Steps, state: State) -> tuple[dict[str, Tensor], State]:

@@ -86,6 +86,20 @@ def test_two_hot_loss_of_uniform_logits_is_the_entropy_whatever_the_target() -> 
     close(SymexpTwoHot(torch.zeros(4, 255)).loss(target), [math.log(255)] * 4)
 
 
+def test_a_last_logit_of_minus_infinity_changes_nothing() -> None:
+    """Nor does a gradient reach it."""
+    logits, target = torch.randn(5, 41, dtype=torch.float64), torch.tensor([-30.0, -0.5, 0.0, 2.0, 1e9]).double()
+    found = []
+    for end in ((0, 0), (0, 1)):
+        padded = torch.nn.functional.pad(logits, end, value=-math.inf).requires_grad_()
+        head = SymexpTwoHot(padded)
+        loss = head.loss(target)
+        (loss.sum() + head.mean.sum() * 1e-6).backward()
+        assert padded.grad is not None and (padded.grad[:, 41:] == 0).all()
+        found.append((head.mean, loss, padded.grad[:, :41]))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0)
+
+
 def test_two_hot_loss_is_least_at_the_target() -> None:
     """Its gradient is softmax minus two-hot."""
     target = torch.tensor([3.0])

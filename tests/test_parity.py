@@ -292,7 +292,7 @@ def test_filtering(case: str, double: bool) -> None:
         "post/entropy": Categoricals(posterior).entropy(),
         "prior/logit": prior,
         "prior/entropy": Categoricals(prior).entropy(),
-        "rew/logit": reward,
+        "rew/logit": reward[..., :-1],
         "rew/pred": SymexpTwoHot(reward).mean,
         "con/logit": model.proceed(features).squeeze(-1),
         "con/prob": model.predict(features)[1],
