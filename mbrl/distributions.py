@@ -85,7 +85,10 @@ class Categoricals:
     """
 
     def __init__(self, logits: Tensor, unimix: float = 0.01):
-        self.probs = (1 - unimix) * small_softmax(logits) + unimix / logits.shape[-1]
+        # For so few classes several times faster than torch.softmax on a CPU.
+        weight = (logits - logits.detach().amax(-1, keepdim=True)).exp_()
+        share = (1 - unimix) / weight.sum(-1, keepdim=True)
+        self.probs = (weight * share).add_(unimix / logits.shape[-1])
 
     def sample(self) -> Tensor:
         """(..., S, K): one-hot, with the gradient of the probabilities (straight-through)."""
@@ -97,15 +100,13 @@ class Categoricals:
         return -(self.probs * torch.log(self.probs)).sum((-2, -1))
 
 
-def small_softmax(logits: Tensor) -> Tensor:
-    """Softmax over the last axis; on a CPU several times faster than torch.softmax where that axis is short."""
-    weight = torch.exp(logits - logits.detach().amax(-1, keepdim=True))
-    return weight / weight.sum(-1, keepdim=True)
-
-
 def one_hot_sample(probs: Tensor) -> Tensor:
-    """(..., K) -> (..., K): one-hot samples. For u uniform, arg max of ln(u) / p is distributed as p."""
-    return one_hot_of(torch.rand_like(probs).log_().div_(probs))
+    """(..., K) -> (..., K): one-hot samples, the class in whose share of [0, 1) a uniform number falls."""
+    u = torch.rand(*probs.shape[:-1], 1, device=probs.device, dtype=probs.dtype)
+    passed = probs.new_empty(*probs.shape[:-1], probs.shape[-1] + 1)  # the borders that u is not below
+    torch.ge(u, probs.cumsum(-1), out=passed[..., 1:])
+    passed[..., 0], passed[..., -1] = 1, 0
+    return passed[..., :-1] - passed[..., 1:]
 
 
 def one_hot_of(scores: Tensor) -> Tensor:

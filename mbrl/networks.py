@@ -71,6 +71,11 @@ def make_norm(kind: str, size: int) -> nn.Module:
     raise ValueError(f"norm {kind!r} is unknown; known are 'rms' and 'layer'")
 
 
+def tanh(x: Tensor) -> Tensor:
+    """2 sigmoid(2 x) - 1, on a CPU far faster than torch.tanh."""
+    return (x * 2).sigmoid_().mul(2).sub_(1)
+
+
 class MLP(nn.Sequential):
     """(..., in) -> (..., units): ``layers`` times linear, norm, SiLU."""
 

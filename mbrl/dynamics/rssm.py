@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mbrl.distributions import Categoricals, categorical_kl
 from mbrl.dynamics.scan import scan
-from mbrl.networks import MLP, BlockLinear, Head, Linear, make_norm
+from mbrl.networks import MLP, BlockLinear, Head, Linear, make_norm, tanh
 
 State = dict[str, Tensor]
 
@@ -173,9 +173,8 @@ class RSSM(nn.Module):
         x = self.mix(blocks, inputs).flatten(-2)
         x = F.silu(self.mix_norm(x)).unflatten(-1, (self.config.blocks, -1))
         reset, candidate, update = self.gates(x).chunk(3, -1)
-        # tanh(x) = 2 sigmoid(2 x) - 1, whose CPU kernel is far faster than that of tanh.
-        candidate = 2 * torch.sigmoid(2 * torch.sigmoid(reset) * candidate) - 1
-        return torch.lerp(blocks, candidate, torch.sigmoid(update - 1)).flatten(-2)
+        candidate = tanh(torch.sigmoid(reset) * candidate)
+        return torch.lerp(blocks, candidate, (update - 1).sigmoid_()).flatten(-2)
 
 
 def forget(state: State, is_first: Tensor) -> State:

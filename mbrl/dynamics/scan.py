@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mbrl.distributions import Categoricals
+from mbrl.networks import tanh
 
 if TYPE_CHECKING:
     from mbrl.dynamics.rssm import RSSM
@@ -165,8 +166,8 @@ class Scan(torch.autograd.Function):
             own = torch.bmm(split(h, blocks), weights.mix_own)
             x = mix_norm.forward(torch.addmm(join(own) + weights.mix_bias, inputs, weights.mix_shared))
             reset, candidate, update = torch.baddbmm(weights.gates_bias, split(x, blocks), weights.gates).chunk(3, -1)
-            reset, update = torch.sigmoid(reset), torch.sigmoid(update - 1)
-            new = 2 * torch.sigmoid(2 * reset * candidate) - 1
+            reset, update = torch.sigmoid(reset), (update - 1).sigmoid_()
+            new = tanh(reset * candidate)
             before, after = h, join(torch.lerp(split(h, blocks), new, update))
             y = posterior_norm.forward(torch.addmm(embeds[:, t], after, weights.from_deter.T))
             logit = torch.addmm(weights.out_bias, y, weights.out.T).unflatten(-1, (c.stoch, c.classes))
