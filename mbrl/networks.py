@@ -7,11 +7,13 @@ Initialisation is DreamerV3's: truncated normal of variance 1 / fan-in, biases 0
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from mbrl.distributions import symlog
 from mbrl.spaces import is_image, vector_size
@@ -62,10 +64,46 @@ class BlockLinear(nn.Module):
         return y.transpose(0, 1).reshape(*x.shape[:-1], -1)
 
 
+class RMSNorm(nn.Module):
+    """(..., size) -> (..., size): nn.RMSNorm with its gradient written out, in half as many operations."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = ScaleByRMS.apply(x, self.weight, self.eps)
+        return y
+
+
+class ScaleByRMS(torch.autograd.Function):
+    """w x / sqrt(mean(x^2) + eps) over the last axis (Zhang and Sennrich, NeurIPS 2019, eq. 4)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        inverse = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        scaled = x * inverse
+        if not any(ctx.needs_input_grad):
+            return scaled.mul_(weight)
+        ctx.save_for_backward(scaled, inverse, weight)
+        return scaled * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        scaled, inverse, weight = ctx.saved_tensors
+        need_x, need_weight, _ = ctx.needs_input_grad
+        along, g_x = g * scaled, None
+        if need_x:
+            radial = (along @ weight).unsqueeze(-1).div_(-scaled.shape[-1])
+            g_x = (g * weight).addcmul_(scaled, radial).mul_(inverse)
+        return g_x, along.flatten(0, -2).sum(0) if need_weight else None, None
+
+
 def make_norm(kind: str, size: int) -> nn.Module:
     """Over the last axis: "rms" as in DreamerV3, or "layer", which is fused and faster on a CPU."""
     if kind == "rms":
-        return nn.RMSNorm(size, eps=1e-4)
+        return RMSNorm(size, eps=1e-4)
     if kind == "layer":
         return nn.LayerNorm(size, eps=1e-4)
     raise ValueError(f"norm {kind!r} is unknown; known are 'rms' and 'layer'")

@@ -181,6 +181,29 @@ def test_block_linear_shows_shared_inputs_to_every_block() -> None:
     torch.testing.assert_close(layer(x, shared), layer(repeated))
 
 
+def test_rms_norm_and_its_gradients_are_those_of_torch() -> None:
+    theirs, ours = torch.nn.RMSNorm(5, eps=1e-4).double(), make_norm("rms", 5).double()
+    found = []
+    for norm in (theirs, ours):
+        norm.weight.data = torch.linspace(-1, 2, 5, dtype=torch.float64)
+        x = torch.linspace(-3, 2, 40, dtype=torch.float64).view(2, 4, 5).requires_grad_()
+        y = norm(x)
+        y.square().sum().backward()
+        assert x.grad is not None and norm.weight.grad is not None
+        with torch.no_grad():
+            found.append((y, x.grad, norm.weight.grad, norm(x)))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0)
+
+
+def test_rms_norm_gives_no_gradient_that_nobody_wants() -> None:
+    norm = make_norm("rms", 5)
+    norm.requires_grad_(False)
+    x = torch.randn(3, 5, requires_grad=True)
+    norm(x).sum().backward()
+    assert x.grad is not None and norm.weight.grad is None
+    assert not norm(x.detach()).requires_grad
+
+
 def test_rms_norm_has_the_official_epsilon() -> None:
     x = torch.full((1, 4), 0.01)
     torch.testing.assert_close(make_norm("rms", 4)(x), torch.full((1, 4), 0.01 / (2e-4) ** 0.5))
