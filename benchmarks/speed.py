@@ -326,6 +326,7 @@ def measure(work: Work, budget: float, device: str = "cpu", trace: Path | None =
         "act_steps_per_s": acting,
         "env_steps_per_s": env_steps,
         "peak_rss_mb": memory,
+        "replay_gb_per_million_steps": replay.bytes_per_step * 1e6 / 2**30,
         "peak_device_mb": torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else 0.0,
         "first_update_s": first,
         "compile_s": 0.0,  # nothing is compiled
@@ -394,6 +395,7 @@ def show(found: dict[str, Any], console: Console) -> None:
     row("peak memory", f["peak_rss_mb"], "MiB", 0)
     if f["peak_device_mb"]:
         row("peak memory of the GPU", f["peak_device_mb"], "MiB", 0)
+    row("a replay of a million steps", f["replay_gb_per_million_steps"], "GiB")
     row("first update", f["first_update_s"], "s")
     row("compiling", f["compile_s"], "s")
     console.print(table)

@@ -142,6 +142,15 @@ def test_reference_is_the_work_that_peers_were_measured_on() -> None:
     assert agent.num_parameters == pytest.approx(0.64e6, rel=0.02)
 
 
+@pytest.mark.parametrize(("work", "gigabytes"), [("pixels", 16), ("reference", 1.5), ("laptop", 1.5)])
+def test_a_replay_of_a_million_steps_fits(work: str, gigabytes: float) -> None:
+    """Latents included; what is counted is what the arrays take."""
+    _, replay = speed.build(replace(WORKS[work], stored=1))
+    assert replay.bytes_per_step * 1e6 / 2**30 < gigabytes
+    taken = sum(array.nbytes for array in replay.arrays.values())
+    assert taken == replay.bytes_per_step * replay.num_envs * replay.capacity
+
+
 def test_pixels_are_the_official_12_m_parameters_on_images() -> None:
     work = replace(WORKS["pixels"], stored=1)
     agent, replay = speed.build(work)
