@@ -81,8 +81,7 @@ class ScaleByRMS(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        inverse = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-        scaled = x * inverse
+        scaled, inverse = scale_by_rms(x, eps)
         if not any(ctx.needs_input_grad):
             return scaled.mul_(weight)
         ctx.save_for_backward(scaled, inverse, weight)
@@ -93,11 +92,21 @@ class ScaleByRMS(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         scaled, inverse, weight = ctx.saved_tensors
         need_x, need_weight, _ = ctx.needs_input_grad
-        along, g_x = g * scaled, None
-        if need_x:
-            radial = (along @ weight).unsqueeze(-1).div_(-scaled.shape[-1])
-            g_x = (g * weight).addcmul_(scaled, radial).mul_(inverse)
-        return g_x, along.flatten(0, -2).sum(0) if need_weight else None, None
+        g_x = scale_by_rms_backward(g * weight, scaled, inverse) if need_x else None
+        g_weight = (g * scaled).flatten(0, -2).sum(0) if need_weight else None
+        return g_x, g_weight, None
+
+
+def scale_by_rms(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x (..., n) divided by its root mean square, and the inverse of that (..., 1)."""
+    inverse = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return x * inverse, inverse
+
+
+def scale_by_rms_backward(g: Tensor, scaled: Tensor, inverse: Tensor) -> Tensor:
+    """The gradient with respect to x, from that with respect to ``scaled``."""
+    along = (g * scaled).mean(-1, keepdim=True)
+    return torch.addcmul(g, scaled, along, value=-1).mul_(inverse)
 
 
 def make_norm(kind: str, size: int) -> nn.Module:

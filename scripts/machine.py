@@ -66,7 +66,7 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
         libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 32 * 2**20)  # the most that glibc takes
+        libc.mallopt(mmap_threshold, 32 * 2**20)  # the most that its manual allows
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 

@@ -102,7 +102,7 @@ def header(options: Options[Any], agent: Agent, replay: Replay, compute: Compute
     kind = f"{options.agent}/{options.preset}"
     lines = [
         f"{options.env}   {agent.describe()}   {kind}",
-        f"{compute}",
+        str(compute),
         f"replay {write_count(steps)} steps = {size(needed)}   budget {budget}   {options.directory}",
     ]
     if free is not None and needed > 0.8 * free:

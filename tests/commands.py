@@ -4,7 +4,8 @@ import pytest
 
 from scripts.main import main
 
-TINY = ["--preset", "debug", "--no-pictures", "--training.final-episodes", "1"]
+SHORT = ["--no-pictures", "--training.final-episodes", "1"]
+TINY = ["--preset", "debug", *SHORT]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:

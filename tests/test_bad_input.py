@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import TINY, refused
+from commands import SHORT, TINY, refused
 
 from scripts.main import main
 
@@ -155,15 +155,7 @@ def test_corrupted_checkpoint_without_another(run_copy: Path, capsys: pytest.Cap
 
 
 def test_corrupted_checkpoint_falls_back(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = [
-        "train",
-        "CartPole-v1",
-        "--runs-dir",
-        str(run_copy),
-        "--training.final-episodes",
-        "1",
-        "--no-pictures",
-    ]
+    line = ["train", "CartPole-v1", "--runs-dir", str(run_copy), *SHORT]
     assert main([*line, "--steps", "350"]) == 0
     newest = checkpoints(run_copy)[-1] / "state.pt"
     newest.write_bytes(newest.read_bytes()[:100])

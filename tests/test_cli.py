@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import TINY, refused
+from commands import SHORT, TINY, refused
 
 from scripts import options
 from scripts.main import main
@@ -144,15 +144,7 @@ def test_a_run_holds_everything_about_itself(trained: Path) -> None:
 def test_more_steps_continue_and_the_command_line_wins(
     run_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = [
-        "train",
-        "CartPole-v1",
-        "--runs-dir",
-        str(run_copy),
-        "--training.final-episodes",
-        "1",
-        "--no-pictures",
-    ]
+    line = ["train", "CartPole-v1", "--runs-dir", str(run_copy), *SHORT]
     assert main([*line, "--steps", "400", "--config.lr", "0.5"]) == 0
     out = capsys.readouterr().out
     assert "continuing from step 300" in out

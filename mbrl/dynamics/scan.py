@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mbrl.distributions import Categoricals
-from mbrl.networks import tanh
+from mbrl.networks import scale_by_rms, scale_by_rms_backward, tanh
 
 if TYPE_CHECKING:
     from mbrl.dynamics.rssm import RSSM
@@ -77,10 +77,9 @@ class NormSiLU:
             y, mean, rstd = aten.native_layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
             self.saved.append((x, mean, rstd, y))
         else:
-            rstd = torch.rsqrt(x.square().mean(-1, keepdim=True).add_(self.eps))
-            scaled = x * rstd
+            scaled, inverse = scale_by_rms(x, self.eps)
             y = scaled * self.weight
-            self.saved.append((scaled, rstd, y))
+            self.saved.append((scaled, inverse, y))
         return F.silu(y)
 
     def backward(self, g: Tensor, t: int) -> Tensor:
@@ -94,10 +93,8 @@ class NormSiLU:
                 g, x, x.shape[-1:], mean, rstd, self.weight, self.bias, only_x
             )[0]
             return dx
-        scaled, rstd, _ = self.saved[t]
-        g = g * self.weight
-        along = (g * scaled).mean(-1, keepdim=True)
-        return torch.addcmul(g, scaled, along, value=-1).mul_(rstd)
+        scaled, inverse, _ = self.saved[t]
+        return scale_by_rms_backward(g * self.weight, scaled, inverse)
 
     def parameter_gradients(self) -> list[Tensor]:
         g = torch.cat(self.gradients[::-1])
