@@ -81,32 +81,38 @@ class ScaleByRMS(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        scaled, inverse = scale_by_rms(x, eps)
+        unit, inverse = to_unit_length(x, eps)
+        weight = weight * math.sqrt(x.shape[-1])
         if not any(ctx.needs_input_grad):
-            return scaled.mul_(weight)
-        ctx.save_for_backward(scaled, inverse, weight)
-        return scaled * weight
+            return unit.mul_(weight)
+        ctx.save_for_backward(unit, inverse, weight)
+        return unit * weight
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        scaled, inverse, weight = ctx.saved_tensors
+        unit, inverse, weight = ctx.saved_tensors
         need_x, need_weight, _ = ctx.needs_input_grad
-        g_x = scale_by_rms_backward(g * weight, scaled, inverse) if need_x else None
-        g_weight = (g * scaled).flatten(0, -2).sum(0) if need_weight else None
+        g_x = to_unit_length_backward(g * weight, unit, inverse) if need_x else None
+        g_weight = (g * unit).flatten(0, -2).sum(0) * math.sqrt(g.shape[-1]) if need_weight else None
         return g_x, g_weight, None
 
 
-def scale_by_rms(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x (..., n) divided by its root mean square, and the inverse of that (..., 1)."""
-    inverse = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+def to_unit_length(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x (..., n) divided by sqrt(|x|^2 + n eps), and the inverse of that (..., 1): the RMS norm without its sqrt(n)."""
+    inverse = (inner(x, x) + x.shape[-1] * eps).rsqrt_()
     return x * inverse, inverse
 
 
-def scale_by_rms_backward(g: Tensor, scaled: Tensor, inverse: Tensor) -> Tensor:
-    """The gradient with respect to x, from that with respect to ``scaled``."""
-    along = (g * scaled).mean(-1, keepdim=True)
-    return torch.addcmul(g, scaled, along, value=-1).mul_(inverse)
+def to_unit_length_backward(g: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
+    """The gradient with respect to x, from that with respect to ``unit``."""
+    return torch.addcmul(g, unit, inner(g, unit), value=-1).mul_(inverse)
+
+
+def inner(x: Tensor, y: Tensor) -> Tensor:
+    """(..., n) each -> (..., 1)."""
+    product: Tensor = torch.linalg.vecdot(x, y)
+    return product.unsqueeze(-1)
 
 
 def make_norm(kind: str, size: int) -> nn.Module:

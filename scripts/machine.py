@@ -59,15 +59,27 @@ def set_threads(wanted: int | None = None) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let the allocator keep what tensors free, where it is glibc's.
+    """Let the allocator keep what tensors free, on huge pages, where it is glibc's.
 
     By default it hands large blocks back, and every page that is asked for again costs a page fault.
     """
-    if platform.libc_ver()[0] == "glibc":
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 32 * 2**20)  # the most that its manual allows
-        libc.mallopt(trim_threshold, 2**31 - 1)
+    if platform.libc_ver()[0] != "glibc":
+        return
+    trim_threshold, mmap_max, huge_page, madv_hugepage = -1, -4, 2**21, 14  # of malloc.h and mman.h
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, -1)
+    # Addresses, not memory: the heap grows by them, and takes memory where it is first written to.
+    size = 4 * 2**30
+    block = libc.malloc(size)
+    if block is None:
+        return
+    first = -(-block // huge_page) * huge_page
+    libc.madvise(first, size - huge_page, madv_hugepage)  # where the kernel has none, nothing changes
+    libc.free(block)
 
 
 def free_memory() -> int | None:

@@ -9,6 +9,7 @@ Letters as in rssm.py; g_x is the gradient of the loss with respect to x.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mbrl.distributions import Categoricals
-from mbrl.networks import scale_by_rms, scale_by_rms_backward, tanh
+from mbrl.networks import tanh, to_unit_length, to_unit_length_backward
 
 if TYPE_CHECKING:
     from mbrl.dynamics.rssm import RSSM
@@ -69,6 +70,7 @@ class NormSiLU:
         self.weight: Tensor = norm.weight  # type: ignore[assignment]
         self.bias: Tensor | None = getattr(norm, "bias", None)
         self.eps: float = norm.eps  # type: ignore[assignment]
+        self.scale = self.weight * math.sqrt(len(self.weight))
         self.saved: list[tuple[Tensor, ...]] = []
         self.gradients: list[Tensor] = []
 
@@ -77,9 +79,9 @@ class NormSiLU:
             y, mean, rstd = aten.native_layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
             self.saved.append((x, mean, rstd, y))
         else:
-            scaled, inverse = scale_by_rms(x, self.eps)
-            y = scaled * self.weight
-            self.saved.append((scaled, inverse, y))
+            unit, inverse = to_unit_length(x, self.eps)
+            y = unit * self.scale
+            self.saved.append((unit, inverse, y))
         return F.silu(y)
 
     def backward(self, g: Tensor, t: int) -> Tensor:
@@ -93,14 +95,14 @@ class NormSiLU:
                 g, x, x.shape[-1:], mean, rstd, self.weight, self.bias, only_x
             )[0]
             return dx
-        scaled, inverse, _ = self.saved[t]
-        return scale_by_rms_backward(g * self.weight, scaled, inverse)
+        unit, inverse, _ = self.saved[t]
+        return to_unit_length_backward(g * self.scale, unit, inverse)
 
     def parameter_gradients(self) -> list[Tensor]:
         g = torch.cat(self.gradients[::-1])
         saved = [torch.cat(parts) for parts in zip(*self.saved, strict=True)]
         if self.bias is None:
-            return [(g * saved[0]).sum(0)]
+            return [(g * saved[0]).sum(0) * math.sqrt(len(self.weight))]
         x, mean, rstd, _ = saved
         not_x = [False, True, True]
         _, weight, bias = aten.native_layer_norm_backward(
@@ -154,19 +156,19 @@ class Scan(torch.autograd.Function):
         outputs: list[tuple[Tensor, Tensor, Tensor]] = []
         resets, keep = is_first.any(0).tolist(), (~is_first).to(deter.dtype)
         h, z = deter, stoch.flatten(-2)
-        for t in range(len(resets)):
+        for t, (embed, action) in enumerate(zip(embeds.unbind(1), actions.unbind(1), strict=True)):
             if resets[t]:
                 h, z = h * keep[:, t : t + 1], z * keep[:, t : t + 1]
             a = deter_norm.forward(torch.addmm(weights.deter_bias, h, weights.deter.T))
             b = stoch_norm.forward(torch.addmm(weights.stoch_bias, z, weights.stoch.T))
-            inputs = torch.cat([a, b, actions[:, t]], -1)
+            inputs = torch.cat([a, b, action], -1)
             own = torch.bmm(split(h, blocks), weights.mix_own)
             x = mix_norm.forward(torch.addmm(join(own) + weights.mix_bias, inputs, weights.mix_shared))
             reset, candidate, update = torch.baddbmm(weights.gates_bias, split(x, blocks), weights.gates).chunk(3, -1)
-            reset, update = torch.sigmoid(reset), (update - 1).sigmoid_()
+            reset, update = torch.sigmoid(reset), torch.sigmoid(update)
             new = tanh(reset * candidate)
             before, after = h, join(torch.lerp(split(h, blocks), new, update))
-            y = posterior_norm.forward(torch.addmm(embeds[:, t], after, weights.from_deter.T))
+            y = posterior_norm.forward(torch.addmm(embed, after, weights.from_deter.T))
             logit = torch.addmm(weights.out_bias, y, weights.out.T).unflatten(-1, (c.stoch, c.classes))
             latents = Categoricals(logit, c.unimix)
             steps.append(Step(before, z, inputs, x, reset, candidate, update, new, after, y, latents.probs))
@@ -242,7 +244,9 @@ class Weights:
         self.gates, gates_bias, self.from_deter, self.out, self.out_bias = rest
         self.mix_own, shared = mix.tensor_split([rssm.config.deter // rssm.config.blocks], 1)  # (G, D / G, D / G)
         self.mix_shared = shared.transpose(0, 1).flatten(1)  # (3 hidden, D)
-        self.mix_bias, self.gates_bias = mix_bias.flatten(), gates_bias.unsqueeze(1)
+        self.mix_bias = mix_bias.flatten()
+        reset, candidate, update = gates_bias.unsqueeze(1).chunk(3, -1)
+        self.gates_bias = torch.cat([reset, candidate, update - 1], -1)
 
 
 def split(x: Tensor, blocks: int) -> Tensor:
