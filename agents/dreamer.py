@@ -11,6 +11,8 @@ Letters: B sequences, T steps, N imagined rollouts, H imagined steps, A action, 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -20,6 +22,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from mbrl.cuda_graph import CudaGraph
 from mbrl.distributions import BoundedNormal, OneHotChoice, SymexpTwoHot, two_hot
 from mbrl.dynamics.rssm import RSSMConfig
 from mbrl.errors import UserError
@@ -87,6 +90,10 @@ class DreamerConfig:
     """Adaptive gradient clipping: the longest gradient, relative to its parameter."""
     warmup: int = 1000
     """Updates over which the learning rate rises."""
+    precision: str = "float32"
+    """Of matrix products while learning: "float32" or "bfloat16"; all else stays in float32."""
+    cuda_graph: bool = True
+    """On a GPU, record an update as one CUDA graph."""
 
 
 class Actor(nn.Module):
@@ -135,6 +142,8 @@ class Dreamer:
         if config.actor_gradient not in ("reinforce", "pathwise"):
             raise UserError(f"actor_gradient {config.actor_gradient!r} is unknown; use 'reinforce' or 'pathwise'")
         self.pathwise = config.actor_gradient == "pathwise" and not self.spec.discrete
+        if config.precision not in ("float32", "bfloat16"):
+            raise UserError(f"precision {config.precision!r} is unknown; use 'float32' or 'bfloat16'")
         model = config.model
         self.world_model = WorldModel(model, self.space, self.spec.size)
         features = self.world_model.feature_size
@@ -145,7 +154,8 @@ class Dreamer:
         modules |= {"critic": self.critic, "slow_critic": self.slow_critic}
         self.modules = nn.ModuleDict(modules).to(self.device)
         self.optimiser = LaProp(self._parameter_groups(), lr=config.lr, agc=config.agc, warmup=config.warmup)
-        self.returns = ReturnScale(config.return_rate, config.return_minimum, config.return_debias)
+        self.returns = ReturnScale(config.return_rate, config.return_minimum, config.return_debias, self.device)
+        self.learn = self._recorded()
         self.min_steps = config.batch_length + 1
         """Steps a replay must hold before the first update."""
         self.last_batch: Batch | None = None
@@ -187,8 +197,8 @@ class Dreamer:
 
     def latents(self, state: State) -> State:
         """Half-precision deter and class indices as bytes: a quarter of the floats' size or less."""
-        stoch = state["stoch"].detach().argmax(-1).to("cpu", torch.uint8)
-        return {"deter": state["deter"].detach().to("cpu", torch.float16), "stoch": stoch}
+        stoch = state["stoch"].detach().argmax(-1).to(torch.uint8)
+        return {"deter": state["deter"].detach().to(torch.float16), "stoch": stoch}
 
     def _restore(self, latents: State) -> State:
         """The inverse of ``latents``."""
@@ -203,19 +213,33 @@ class Dreamer:
         self.last_batch = batch = replay.sample(self.config.batch_size, self.config.batch_length + 1)
         steps = batch.steps.to(self.device)[:, 1:]
         context = self._restore({name: value[:, 0] for name, value in batch.latents.items()})
-        self.world_model.encoder.update(steps.obs)
+        latents, metrics = self.learn(steps, context)
+        env, time = batch.index
+        replay.write_latents((env, time[:, 1:]), latents)
+        return dict(metrics)
 
-        losses, states, metrics = self.losses(steps, context)
+    def _learn(self, steps: Steps, context: State) -> tuple[State, Metrics]:
+        """The gradient step on steps (B, T) after the states ``context`` (B,): new latents (B, T), metrics."""
+        self.world_model.encoder.update(steps.obs)
+        with self._precision():
+            losses, states, metrics = self.losses(steps, context)
         total = torch.stack([value.mean() for value in losses.values()]).sum()
         self.optimiser.zero_grad()
         total.backward()
         self.optimiser.step()
         track(self.slow_critic, self.critic, self.config.slow_rate)
-
-        env, time = batch.index
-        replay.write_latents((env, time[:, 1:]), self.latents(states))
         metrics |= {f"train/loss/{name}": value.detach().mean() for name, value in losses.items()}
-        return metrics | {"train/loss/total": total.detach()}
+        return self.latents(states), metrics | {"train/loss/total": total.detach()}
+
+    def _recorded(self) -> Callable[[Steps, State], tuple[State, Metrics]]:
+        """``_learn``, on a GPU as a CUDA graph."""
+        recorded = self.device.type == "cuda" and self.config.cuda_graph
+        return CudaGraph(self._learn) if recorded else self._learn
+
+    def _precision(self) -> AbstractContextManager[object]:
+        """Inside, matrix products and convolutions are computed in the configured precision."""
+        bfloat16 = self.config.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16) if bfloat16 else nullcontext()
 
     def losses(self, steps: Steps, context: State) -> tuple[dict[str, Tensor], State, Metrics]:
         """All losses by name, scaled, not yet averaged; the posterior states (B, T); metrics.
@@ -317,7 +341,7 @@ class Dreamer:
         with torch.no_grad():
             slow = SymexpTwoHot(self.slow_critic(features)).mean[:, :-1]
         index, weight = two_hot(torch.stack([returns, slow], -1), critic.bins)  # (..., T, 2, 2)
-        weight = weight * weight.new_tensor([[1.0], [self.config.slow_scale]])
+        weight[..., 1, :].mul_(self.config.slow_scale)
         return critic.cross_entropy(index.flatten(-2), weight.flatten(-2))
 
     def _choose_starts(self, states: State) -> tuple[Tensor, State]:
@@ -326,7 +350,7 @@ class Dreamer:
         total = len(flat["deter"])
         if self.config.starts is None or self.config.starts >= total:
             return torch.arange(total, device=self.device), flat
-        chosen = torch.randperm(total, device=self.device)[: self.config.starts]
+        chosen = torch.rand(total, device=self.device).topk(self.config.starts).indices
         return chosen, {name: value[chosen] for name, value in flat.items()}
 
     # ---- looking at it -------------------------------------------------------------------------
@@ -361,6 +385,7 @@ class Dreamer:
         if "optimiser" in state:
             self.optimiser.load_state_dict(state["optimiser"])
             self.returns.load_state_dict(state["returns"])
+        self.learn = self._recorded()  # a recording knows the old tensors
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         behaviour = [*self.actor.parameters(), *self.critic.parameters()]

@@ -111,7 +111,7 @@ def build(work: Work, device: str = "cpu") -> tuple[Dreamer, Replay]:
     torch.manual_seed(0)
     agent = Dreamer(work.agent, work.observations, ACTIONS, device)
     config = ReplayConfig(capacity=RINGS * max(1024, work.stored))
-    replay = Replay(work.observations, ACTIONS.shape[0], RINGS, agent.latent_spec(), config, seed=0)
+    replay = Replay(work.observations, ACTIONS.shape[0], RINGS, agent.latent_spec(), config, seed=0, device=device)
     offset = torch.arange(RINGS) * EPISODE // RINGS
     rssm = work.agent.model.rssm
     for k in range(work.stored):

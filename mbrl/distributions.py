@@ -8,6 +8,7 @@ models" (Nature, 2025), called DreamerV3 below.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, lru_cache
 
 import torch
@@ -23,6 +24,13 @@ def symlog(x: Tensor) -> Tensor:
 def symexp(x: Tensor) -> Tensor:
     """The inverse of symlog."""
     return torch.sign(x) * torch.expm1(torch.abs(x))
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Inside, no autocast makes products of tensors like x less precise."""
+    kind = x.device.type
+    lowered = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if lowered else nullcontext()
 
 
 @lru_cache
@@ -62,7 +70,8 @@ class SymexpTwoHot:
         """(...): summed in mirrored pairs, so that a uniform softmax has a mean of exactly 0."""
         probs, count = torch.softmax(self.logits, -1), len(self.bins)
         middle = count // 2
-        return (probs[..., middle + 1 : count] - probs[..., :middle].flip(-1)) @ self.bins[middle + 1 :]
+        with full_precision(probs):  # the largest bins are 1e8 times the smallest
+            return (probs[..., middle + 1 : count] - probs[..., :middle].flip(-1)) @ self.bins[middle + 1 :]
 
     def loss(self, target: Tensor) -> Tensor:
         """(...): cross entropy to the two-hot target, which is NOT symlogged."""

@@ -32,6 +32,11 @@ def initialise(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
     weight.mul_(scale)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(..., in), (out, in), (out,) -> (..., out) in the type of x, whatever autocast computes it in."""
+    return F.linear(x, weight, bias).to(x.dtype)
+
+
 class Linear(nn.Linear):
     """(..., in) -> (..., out). ``scale`` multiplies the initial weights; 0 starts at exactly zero."""
 
@@ -39,6 +44,21 @@ class Linear(nn.Linear):
         super().__init__(inputs, outputs)
         initialise(self.weight, inputs, scale)
         nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class Conv(nn.Conv2d):
+    """(n, in, H, W) -> (n, out, H, W): 5 x 5, initialised as every layer."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, 5, padding=2)
+        initialise(self.weight, inputs * 25)
+        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).to(x.dtype)
 
 
 class BlockLinear(nn.Module):
@@ -61,7 +81,7 @@ class BlockLinear(nn.Module):
             for_own, for_shared = self.weight.tensor_split([own.shape[-1]], 1)
             shared = shared.reshape(-1, shared.shape[-1]).expand(len(own), -1, -1)
             y = torch.baddbmm(torch.baddbmm(bias, own, for_own), shared, for_shared)
-        return y.transpose(0, 1).reshape(*x.shape[:-1], -1)
+        return y.transpose(0, 1).reshape(*x.shape[:-1], -1).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -111,8 +131,7 @@ def to_unit_length_backward(g: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
 
 def inner(x: Tensor, y: Tensor) -> Tensor:
     """(..., n) each -> (..., 1)."""
-    product: Tensor = torch.linalg.vecdot(x, y)
-    return product.unsqueeze(-1)
+    return (x * y).sum(-1, keepdim=True)
 
 
 def make_norm(kind: str, size: int) -> nn.Module:
@@ -169,7 +188,7 @@ class TwoHotHead(Head):
     def forward(self, features: Tensor) -> Tensor:
         weight = F.pad(self.out.weight, (0, 0, 0, 1))
         bias = F.pad(self.out.bias, (0, 1), value=-math.inf)
-        return F.linear(self.mlp(features), weight, bias)
+        return linear(self.mlp(features), weight, bias)
 
 
 class VectorScaling(nn.Module):
@@ -251,10 +270,7 @@ class ConvEncoder(nn.Module):
         depths = [depth * m for m in (2, 3, 4, 4)]
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         for size in depths:
-            conv = nn.Conv2d(channels, size, 5, padding=2)
-            initialise(conv.weight, channels * 25)
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-            self.convs.append(conv)
+            self.convs.append(Conv(channels, size))
             self.norms.append(make_norm(norm, size))
             channels = size
         self.outputs = (height // 16) * (width // 16) * channels
@@ -284,10 +300,7 @@ class ConvDecoder(nn.Module):
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         inputs = depths[-1]
         for size in [*depths[-2::-1], channels]:
-            conv = nn.Conv2d(inputs, size, 5, padding=2)
-            initialise(conv.weight, inputs * 25)
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-            self.convs.append(conv)
+            self.convs.append(Conv(inputs, size))
             inputs = size
         for size in depths[-2::-1]:
             self.norms.append(make_norm(norm, size))

@@ -19,7 +19,8 @@ class LaProp(torch.optim.Optimizer):
         mu <- b1 mu + (1 - b1) u;     p <- p - lr_n mu / (1 - b1^n)
 
     lr_n = lr min(1, (n - 1) / warmup): with a warm-up the first update changes nothing. Norms run over
-    whole tensors. Every parameter must have received a gradient.
+    whole tensors. Every parameter must have received a gradient. n is a tensor beside the parameters, so
+    that a step needs nothing from the host and can be recorded on a GPU.
     """
 
     def __init__(
@@ -33,7 +34,8 @@ class LaProp(torch.optim.Optimizer):
     ):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "agc": agc, "warmup": warmup})
         for group in self.param_groups:
-            group.setdefault("count", 0)
+            device = group["params"][0].device
+            group["count"] = torch.zeros((), dtype=torch.float64, device=device)
             for p in group["params"]:
                 self.state[p] = {"mu": torch.zeros_like(p), "nu": torch.zeros_like(p)}
 
@@ -42,21 +44,29 @@ class LaProp(torch.optim.Optimizer):
         for group in self.param_groups:
             params = group["params"]
             grads = [p.grad for p in params]
-            group["count"] += 1
-            count, (beta1, beta2) = group["count"], group["betas"]
-            lr = group["lr"] * (min(1.0, (count - 1) / group["warmup"]) if group["warmup"] else 1.0)
+            count, (beta1, beta2), lr = group["count"].add_(1), group["betas"], group["lr"]
+            if group["warmup"]:
+                lr = lr * ((count - 1) / group["warmup"]).clamp_max(1)
+            correction = (1 - beta2**count).float()
+            rate = (-lr / (1 - beta1**count)).float()
 
             clip_adaptively(params, grads, group["agc"])
             nu = [self.state[p]["nu"] for p in params]
             mu = [self.state[p]["mu"] for p in params]
             torch._foreach_mul_(nu, beta2)
             torch._foreach_addcmul_(nu, grads, grads, 1 - beta2)
-            denominator = torch._foreach_div(nu, 1 - beta2**count)
+            denominator = torch._foreach_div(nu, correction)
             torch._foreach_sqrt_(denominator)
             torch._foreach_add_(denominator, group["eps"])
             torch._foreach_mul_(mu, beta1)
             torch._foreach_addcdiv_(mu, grads, denominator, 1 - beta1)
-            torch._foreach_add_(params, mu, alpha=-lr / (1 - beta1**count))
+            torch._foreach_add_(params, torch._foreach_mul(mu, rate))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            device = group["params"][0].device
+            group["count"] = torch.as_tensor(group["count"], dtype=torch.float64, device=device).clone()
 
 
 def clip_adaptively(params: list[Tensor], grads: list[Tensor], clip: float, floor: float = 1e-3) -> None:

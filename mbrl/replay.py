@@ -11,6 +11,8 @@ still changes (latents, the unfinished stretch, counters) belongs to one checkpo
 from __future__ import annotations
 
 import json
+import math
+import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +64,8 @@ class Replay:
         latents: shape and type of what an agent stores with each step.
         config: limits and sampling.
         seed: of the sampling.
+        device: where batches are wanted. On a GPU the replay lies there if it takes at most half of what
+            is free; else it stays in memory and hands out pinned batches.
 
     Raises:
         UserError: the limits leave no room for a single chunk.
@@ -75,18 +79,18 @@ class Replay:
         latents: LatentSpec | None = None,
         config: ReplayConfig | None = None,
         seed: int = 0,
+        device: torch.device | str = "cpu",
     ):
         self.config, self.num_envs = config or ReplayConfig(), num_envs
-        specs: dict[str, tuple[tuple[int, ...], Any]] = {
-            f"obs/{key}": (tuple(space.shape or ()), space.dtype) for key, space in observation_space.spaces.items()
+        specs = {
+            f"obs/{key}": (tuple(space.shape or ()), torch.from_numpy(np.empty(0, space.dtype)).dtype)
+            for key, space in observation_space.spaces.items()
         }
-        specs |= {"action": ((action_size,), np.float32), "reward": ((), np.float32)}
-        specs |= dict.fromkeys(("is_first", "is_last", "is_terminal"), ((), np.bool_))
+        specs |= {"action": ((action_size,), torch.float32), "reward": ((), torch.float32)}
+        specs |= dict.fromkeys(("is_first", "is_last", "is_terminal"), ((), torch.bool))
         self.latent_names = sorted(latents or {})
-        for name in self.latent_names:
-            shape, dtype = (latents or {})[name]
-            specs[f"latent/{name}"] = (shape, torch.empty(0, dtype=dtype).numpy().dtype)
-        self.bytes_per_step = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in specs.values())
+        specs |= {f"latent/{name}": (latents or {})[name] for name in self.latent_names}
+        self.bytes_per_step = sum(math.prod(shape) * dtype.itemsize for shape, dtype in specs.values())
         limit = min(self.config.capacity, int(self.config.gigabytes * 2**30) // self.bytes_per_step)
         self.capacity = limit // num_envs // CHUNK * CHUNK  # C, whole chunks
         if not self.capacity:
@@ -95,15 +99,24 @@ class Replay:
                 f"{limit} steps of {self.bytes_per_step} bytes; {num_envs} environments need at least "
                 f"{num_envs * CHUNK}. Raise --training.replay.capacity or --training.replay.gigabytes."
             )
-        # Pages of zeros are taken from the system only when they are written to.
+        wanted = torch.device(device)
+        self.device = wanted if self._fits(wanted) else torch.device("cpu")
+        self.pinned = self.device != wanted
         self.arrays = {
-            name: np.zeros((num_envs, self.capacity, *shape), dtype) for name, (shape, dtype) in specs.items()
+            name: zeros((num_envs, self.capacity, *shape), dtype, self.device) for name, (shape, dtype) in specs.items()
         }
         self.time = 0  # steps ever added to each ring
         self.fresh = np.zeros(num_envs, np.int64)  # start of each ring's next unseen stretch
         self.rng = np.random.default_rng(seed)
         self.stale: set[int] = set()  # chunks that changed after they may have been written
         self.saved_oldest = 0  # what the checkpoint before the next one begins with
+
+    def _fits(self, device: torch.device) -> bool:
+        """Whether all of it may lie there."""
+        if device.type != "cuda":
+            return True
+        free, _ = torch.cuda.mem_get_info(device)
+        return self.num_envs * self.capacity * self.bytes_per_step <= free / 2
 
     def __len__(self) -> int:
         """Steps stored, over all environments."""
@@ -122,7 +135,7 @@ class Replay:
         """Append one step (N,) to the rings."""
         row = self.time % self.capacity
         for name, value in _fields(step, latents or {}).items():
-            self.arrays[name][:, row] = value.numpy()
+            self.arrays[name][:, row] = value.to(self.device)
         self.time += 1
 
     def close_episode(self, env: int) -> None:
@@ -167,8 +180,10 @@ class Replay:
         """Rewrite the latents of sampled steps, each (B, T, ...), as long as they are still kept."""
         env, time = np.broadcast_arrays(*index)
         kept = time >= self.oldest
+        place = torch.from_numpy(env[kept]), torch.from_numpy(time[kept] % self.capacity)
         for name, value in latents.items():
-            self.arrays[f"latent/{name}"][env[kept], time[kept] % self.capacity] = value.numpy()[kept]
+            value = value.flatten(0, 1) if kept.all() else value[torch.from_numpy(kept)]
+            self.arrays[f"latent/{name}"][place] = value.to(self.device)
 
     def _starts(self, length: int) -> int:
         """How many sequences of this length a ring offers."""
@@ -188,8 +203,10 @@ class Replay:
                 place += 1
 
     def _gather(self, env: np.ndarray, time: np.ndarray) -> Batch:
-        row = time % self.capacity
-        values = {name: torch.from_numpy(array[env, row]) for name, array in self.arrays.items()}
+        place = torch.from_numpy(env), torch.from_numpy(time % self.capacity)
+        values = {name: array[place] for name, array in self.arrays.items()}
+        if self.pinned:
+            values = {name: value.pin_memory() for name, value in values.items()}
         obs = {name.removeprefix("obs/"): value for name, value in values.items() if name.startswith("obs/")}
         flags = (values["is_first"], values["is_last"], values["is_terminal"])
         steps = Steps(obs, values["action"], values["reward"], *flags)
@@ -210,7 +227,7 @@ class Replay:
             path = directory / f"chunk-{chunk:06d}.npz"
             if chunk in self.stale or not path.exists():
                 rows = np.arange(chunk * CHUNK, (chunk + 1) * CHUNK) % self.capacity
-                _write(path, {name: self.arrays[name][:, rows] for name in fixed})
+                _write(path, {name: self._rows(name, rows) for name in fixed})
         self.stale.clear()
         for path in directory.glob("chunk-*.npz"):
             if _chunk_of(path) < self.saved_oldest // CHUNK:  # neither this checkpoint's nor the last one's
@@ -219,12 +236,11 @@ class Replay:
         kept = np.arange(self.oldest, self.time) % self.capacity
         # The oldest, half overwritten stretch and the newest, unfinished one.
         loose = np.concatenate([np.arange(self.oldest, self._whole(self.oldest)), np.arange(done * CHUNK, self.time)])
-        arrays = {name: self.arrays[name][:, loose % self.capacity] for name in fixed}
-        arrays |= {f"latent/{n}": self.arrays[f"latent/{n}"][:, kept] for n in self.latent_names}
+        arrays = {name: self._rows(name, loose % self.capacity) for name in fixed}
+        arrays |= {f"latent/{n}": self._rows(f"latent/{n}", kept) for n in self.latent_names}
         _write(checkpoint / "replay.npz", arrays)
-        shapes = {name: [*array.shape[2:], str(array.dtype)] for name, array in sorted(self.arrays.items())}
         return {
-            "time": self.time, "num_envs": self.num_envs, "capacity": self.capacity, "shapes": shapes,
+            "time": self.time, "num_envs": self.num_envs, "capacity": self.capacity, "shapes": self._shapes(),
             "fresh": self.fresh.tolist(), "rng": json.dumps(self.rng.bit_generator.state),
         }  # fmt: skip
 
@@ -235,8 +251,7 @@ class Replay:
             UserError: it was another environment's, or has other limits.
             OSError, ValueError: a file is missing or damaged.
         """
-        shapes = {name: [*array.shape[2:], str(array.dtype)] for name, array in sorted(self.arrays.items())}
-        for key, mine in (("num_envs", self.num_envs), ("capacity", self.capacity), ("shapes", shapes)):
+        for key, mine in (("num_envs", self.num_envs), ("capacity", self.capacity), ("shapes", self._shapes())):
             if manifest[key] != mine:
                 raise UserError(
                     f"the stored replay has {key} {manifest[key]}, this run {mine}; "
@@ -252,15 +267,35 @@ class Replay:
         for chunk in range(self._whole(self.oldest) // CHUNK, done):
             rows = np.arange(chunk * CHUNK, (chunk + 1) * CHUNK) % self.capacity
             for name, value in _read(directory / f"chunk-{chunk:06d}.npz").items():
-                self.arrays[name][:, rows] = value
+                self.arrays[name][:, rows] = torch.from_numpy(value).to(self.device)
         kept = np.arange(self.oldest, self.time) % self.capacity
         loose = np.concatenate([np.arange(self.oldest, self._whole(self.oldest)), np.arange(done * CHUNK, self.time)])
         for name, value in _read(checkpoint / "replay.npz").items():
-            self.arrays[name][:, kept if name.startswith("latent/") else loose % self.capacity] = value
+            rows = kept if name.startswith("latent/") else loose % self.capacity
+            self.arrays[name][:, rows] = torch.from_numpy(value).to(self.device)
+
+    def _rows(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """(N, len(rows), ...)."""
+        return self.arrays[name][:, rows].cpu().numpy()
+
+    def _shapes(self) -> dict[str, list[Any]]:
+        """Shape and type of a step's arrays."""
+        return {
+            name: [*array.shape[2:], str(array.dtype).removeprefix("torch.")]
+            for name, array in sorted(self.arrays.items())
+        }
 
     def _whole(self, time: int) -> int:
         """The start of the first whole chunk that begins at or after this time."""
         return min(-(-time // CHUNK) * CHUNK, self.time)
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on the CPU their pages are taken from the system when they are first written to, not before."""
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or not size:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.frombuffer(mmap.mmap(-1, size, access=mmap.ACCESS_COPY), dtype=dtype).view(shape)
 
 
 def _fields(step: Steps, latents: dict[str, Tensor]) -> dict[str, Tensor]:

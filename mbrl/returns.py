@@ -18,7 +18,6 @@ def lambda_return(reward: Tensor, discount: Tensor, bootstrap: Tensor, lam: Tens
     Returns:
         (..., T): returns of the states 0 to T-1.
     """
-    lam = torch.as_tensor(lam, dtype=reward.dtype, device=reward.device).expand_as(reward)
     # Everything that does not depend on the recursion is computed at once.
     base = reward + discount * (1 - lam) * bootstrap
     carry = discount * lam
@@ -33,20 +32,23 @@ class ReturnScale:
     """Running range of returns, 5th to 95th percentile, that scales advantages (DreamerV3, eq. 8).
 
     Small returns are not blown up: the scale is at least ``minimum``. The running average starts at 0
-    and is not debiased, as in the official agent.
+    and is not debiased, as in the official agent, unless ``debias``. It lives on ``device``.
     """
 
-    def __init__(self, rate: float = 0.01, minimum: float = 1.0, debias: bool = False):
+    def __init__(
+        self, rate: float = 0.01, minimum: float = 1.0, debias: bool = False, device: torch.device | str = "cpu"
+    ):
         self.rate, self.minimum, self.debias = rate, minimum, debias
-        self.low, self.high, self.mass = torch.zeros(()), torch.zeros(()), torch.zeros(())
+        self.levels = torch.tensor([0.05, 0.95], dtype=torch.float64, device=device)
+        self.low, self.high, self.mass = torch.zeros(3, device=device).unbind()
 
     def update(self, returns: Tensor) -> None:
         """Move towards the percentiles of this batch of returns, any shape."""
         flat = returns.detach().flatten()
-        quantiles = torch.quantile(flat, torch.tensor([0.05, 0.95], dtype=flat.dtype, device=flat.device))
-        self.low = self.low + self.rate * (quantiles[0] - self.low)
-        self.high = self.high + self.rate * (quantiles[1] - self.high)
-        self.mass = self.mass + self.rate * (1 - self.mass)
+        low, high = torch.quantile(flat, self.levels.to(flat.dtype))
+        self.low += self.rate * (low - self.low)
+        self.high += self.rate * (high - self.high)
+        self.mass += self.rate * (1 - self.mass)
 
     @property
     def scale(self) -> Tensor:
@@ -56,7 +58,11 @@ class ReturnScale:
         return spread.clamp_min(self.minimum)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"low": self.low, "high": self.high, "mass": self.mass}
+        return {name: value.clone() for name, value in self._state().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.low, self.high, self.mass = state["low"], state["high"], state["mass"]
+        for name, value in self._state().items():
+            value.copy_(state[name])
+
+    def _state(self) -> dict[str, Tensor]:
+        return {"low": self.low, "high": self.high, "mass": self.mass}

@@ -60,7 +60,7 @@ def run(options: Options[Any], resume: Checkpoint | None) -> int:
         agent = make_agent(options.agent, options.config, space, actions, compute.device)
         action_size, latents = ActionSpec.of(actions).size, agent.latent_spec()
         space = check_observation_space(space)
-        replay = Replay(space, action_size, options.num_envs, latents, config.replay, options.seed)
+        replay = Replay(space, action_size, options.num_envs, latents, config.replay, options.seed, compute.device)
         lines = [*header(options, agent, replay, compute), *differences(options, resume)]
         resume_step, wall = (None, 0.0) if resume is None else (resume.step, resume.wall)
         with (
@@ -100,10 +100,11 @@ def header(options: Options[Any], agent: Agent, replay: Replay, compute: Compute
     if config.minutes is not None:
         budget += f", at most {config.minutes:g} min"
     kind = f"{options.agent}/{options.preset}"
+    where = " on the GPU" if replay.device.type == "cuda" else ", batches pinned" if replay.pinned else ""
     lines = [
         f"{options.env}   {agent.describe()}   {kind}",
         str(compute),
-        f"replay {write_count(steps)} steps = {size(needed)}   budget {budget}   {options.directory}",
+        f"replay {write_count(steps)} steps = {size(needed)}{where}   budget {budget}   {options.directory}",
     ]
     if free is not None and needed > 0.8 * free:
         lines.append(

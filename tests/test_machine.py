@@ -44,3 +44,24 @@ def test_freed_memory_is_kept() -> None:
     """
     before, after = map(int, printed(textwrap.dedent(script)))
     assert after < before / 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_replay_takes_memory_only_where_it_is_written() -> None:
+    """Also when the allocator keeps what it has, and would fill every large block with zeros."""
+    script = """
+        import numpy as np
+        from gymnasium import spaces
+        from mbrl.replay import Replay, ReplayConfig
+        from scripts.machine import keep_freed_memory
+
+        def resident():
+            return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
+
+        keep_freed_memory()
+        before = resident()
+        replay = Replay(spaces.Dict({"state": spaces.Box(-1, 1, (9,))}), 2, 1, None, ReplayConfig(10**7))
+        print(replay.capacity * replay.bytes_per_step // 1024, resident() - before)
+    """
+    size, taken = map(int, printed(textwrap.dedent(script)))
+    assert size > 400_000 and taken < 10_000

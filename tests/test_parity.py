@@ -212,7 +212,7 @@ class Golden:
         parameters = translate(self.case, self.part("param/"))
         assert set(parameters) == {name for name, _ in agent.modules.named_parameters()}
         agent.modules.load_state_dict(parameters)
-        agent.returns.low, agent.returns.high = self["retnorm/lo"], self["retnorm/hi"]
+        agent.returns.low, agent.returns.high = self["retnorm/lo"].clone(), self["retnorm/hi"].clone()
         return agent
 
 

@@ -72,7 +72,7 @@ def test_replay_holds_what_happened_with_the_latents_of_each_step() -> None:
     for t in range(replay.time):
         _, state = agent.act(steps[:, t], state, explore=False)
         stored = replay.arrays["latent/hidden"][0, t]
-        assert torch.allclose(state["hidden"][0], torch.from_numpy(stored), atol=1e-6)
+        assert torch.allclose(state["hidden"][0], stored, atol=1e-6)
 
 
 def test_prefill_acts_at_random() -> None:

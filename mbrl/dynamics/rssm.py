@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mbrl.distributions import Categoricals, categorical_kl
-from mbrl.dynamics.scan import scan
-from mbrl.networks import MLP, BlockLinear, Head, Linear, make_norm, tanh
+from mbrl.dynamics.scan import find_resets, scan
+from mbrl.networks import MLP, BlockLinear, Head, Linear, linear, make_norm, tanh
 
 State = dict[str, Tensor]
 
@@ -123,7 +123,7 @@ class RSSM(nn.Module):
         self, embeds: Tensor, actions: Tensor, is_first: Tensor, state: State, from_deter: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Posterior deter (B, T, D), stoch (B, T, S, K) and logits, step by step; ``scan`` does it faster."""
-        resets, steps = is_first.any(0).tolist(), []
+        resets, steps = find_resets(is_first), []
         for t in range(len(resets)):
             if resets[t]:
                 state = forget(state, is_first[:, t])
@@ -145,7 +145,7 @@ class RSSM(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Posterior deter (n, D), stoch (n, S, K), logit (n, S, K) from the layers' inputs."""
         deter = self._recur(state["deter"], state["stoch"], action)
-        x = F.linear(deter, from_deter) + embed
+        x = linear(deter, from_deter) + embed
         logit = self.posterior(F.silu(self.posterior_norm(x)))
         return deter, self._latents(logit).sample(), logit
 
@@ -159,7 +159,7 @@ class RSSM(nn.Module):
 
     def _embed(self, embed: Tensor, weight: Tensor) -> Tensor:
         """(..., E) -> (..., hidden): the embedding's share of the posterior's first layer."""
-        return F.linear(embed, weight, self.posterior_in.bias)
+        return linear(embed, weight, self.posterior_in.bias)
 
     def _action(self, action: Tensor) -> Tensor:
         """(..., A) -> (..., hidden); actions beyond 1 are scaled back, their gradient is not."""

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mbrl.distributions import Categoricals
+from mbrl.distributions import Categoricals, full_precision
 from mbrl.networks import tanh, to_unit_length, to_unit_length_backward
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def scan(
         Posterior deter (B, T, D), stoch (B, T, S, K) and logits (B, T, S, K).
     """
     parameters = [p for layer in _layers(rssm) for p in layer]
-    result: tuple[Tensor, Tensor, Tensor] = Scan.apply(rssm, embeds, actions, is_first, deter, stoch, *parameters)
+    with full_precision(deter):
+        result: tuple[Tensor, Tensor, Tensor] = Scan.apply(rssm, embeds, actions, is_first, deter, stoch, *parameters)
     return result
 
 
@@ -154,7 +155,7 @@ class Scan(torch.autograd.Function):
         deter_norm, stoch_norm, mix_norm, posterior_norm = norms
         steps: list[Step] = []
         outputs: list[tuple[Tensor, Tensor, Tensor]] = []
-        resets, keep = is_first.any(0).tolist(), (~is_first).to(deter.dtype)
+        resets, keep = find_resets(is_first), (~is_first).to(deter.dtype)
         h, z = deter, stoch.flatten(-2)
         for t, (embed, action) in enumerate(zip(embeds.unbind(1), actions.unbind(1), strict=True)):
             if resets[t]:
@@ -234,6 +235,11 @@ class Scan(torch.autograd.Function):
         g_embeds = torch.stack([g.posterior for g in found], 1)
         g_actions = torch.stack([g.action for g in found], 1)
         return None, g_embeds, g_actions, None, g_h, g_z.view_as(g_stochs[:, 0]), *parameters
+
+
+def find_resets(is_first: Tensor) -> list[bool]:
+    """Per step of (B, T), whether anything may begin there: on a GPU always, as nothing waits for it to answer."""
+    return is_first.any(0).tolist() if is_first.device.type == "cpu" else [True] * is_first.shape[1]
 
 
 class Weights:
