@@ -90,8 +90,8 @@ class Options(Generic[Config]):
     """Of everything random; each seed is a run of its own."""
     num_envs: int = 1
     """Environments side by side."""
-    parallel: bool = False
-    """Each environment in a process of its own."""
+    parallel: bool | None = None
+    """Each environment in a process of its own; None: what timed steps say."""
     action_repeat: int | None = None
     """Steps that each action is held for; None: 2 for dm_control, 1 for the others."""
     device: str = "auto"

@@ -25,7 +25,9 @@ from mbrl.steps import Steps
 from scripts.machine import idle_cores
 
 WORTH_IT = 1.25
-"""How many times faster an update must be to be worth a second core, or a GPU."""
+"""How many times faster it must be to be worth a second core, or a GPU."""
+PIPE = 3e-4
+"""Seconds that a step costs beside the simulation when it is another process's."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,35 @@ def pick(taken: dict[Compute, float]) -> Compute:
         if value * WORTH_IT < taken[best]:
             best = compute
     return best
+
+
+def worth_processes(make: Callable[[], gym.Env[Any, Any]], num_envs: int) -> tuple[bool, str]:
+    """Whether ``num_envs`` such environments are stepped faster in processes of their own, and why."""
+    cores = min(num_envs, idle_cores())
+    if cores == 1:
+        return False, ""
+    env = make()
+    try:
+        taken = seconds_per_step(env)
+    finally:
+        env.close()
+    here, apart = num_envs * taken, math.ceil(num_envs / cores) * taken + PIPE
+    parallel = apart * WORTH_IT < here
+    where = "processes of their own" if parallel else "this process"
+    return parallel, f"{num_envs} environments in {where} ({write(taken)} a step)"
+
+
+def seconds_per_step(env: gym.Env[Any, Any], budget: float = 0.2) -> float:
+    """Of random actions, resets included."""
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    begin, steps = time.perf_counter(), 0
+    while steps < 2 or time.perf_counter() - begin < budget:
+        *_, terminated, truncated, _ = env.step(env.action_space.sample())
+        steps += 1
+        if terminated or truncated:
+            env.reset()
+    return (time.perf_counter() - begin) / steps
 
 
 def made_up_update(

@@ -9,6 +9,7 @@ import math
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +31,7 @@ from mbrl.training import EnvStates, Result, train
 from scripts.machine import choose_device, free_memory, keep_freed_memory
 from scripts.options import Options, parse, write_count
 from scripts.pictures import draw
-from scripts.probe import Compute, candidates, choose
+from scripts.probe import candidates, choose, worth_processes
 
 RUN_FILES = ("config.yaml", "checkpoint", "metrics.jsonl", "status.json", ".lock")
 
@@ -47,8 +48,13 @@ def run(options: Options[Any], resume: Checkpoint | None) -> int:
     config, directory, repeat = options.train_config, options.directory, options.action_repeat
     choose_device(options.device)  # refuses what is not there
     keep_freed_memory()
+    processes = ""
+    if options.parallel is None:
+        make = partial(envs.make_env, options.env, action_repeat=repeat)
+        parallel, processes = worth_processes(make, options.num_envs)
+        options = replace(options, parallel=parallel)
     train_envs = envs.make_envs(
-        options.env, options.num_envs, parallel=options.parallel, action_repeat=repeat
+        options.env, options.num_envs, parallel=bool(options.parallel), action_repeat=repeat
     )
     eval_envs = envs.make_envs(options.env, config.eval_episodes, action_repeat=repeat)
     try:
@@ -61,7 +67,8 @@ def run(options: Options[Any], resume: Checkpoint | None) -> int:
         action_size, latents = ActionSpec.of(actions).size, agent.latent_spec()
         space = check_observation_space(space)
         replay = Replay(space, action_size, options.num_envs, latents, config.replay, options.seed, compute.device)
-        lines = [*header(options, agent, replay, compute), *differences(options, resume)]
+        computed = f"{compute}   {processes}".rstrip()
+        lines = [*header(options, agent, replay, computed), *differences(options, resume)]
         resume_step, wall = (None, 0.0) if resume is None else (resume.step, resume.wall)
         with (
             only_writer(directory),  # before anything there is touched
@@ -91,7 +98,7 @@ def run(options: Options[Any], resume: Checkpoint | None) -> int:
     return 0 if result.signal is None else 128 + result.signal
 
 
-def header(options: Options[Any], agent: Agent, replay: Replay, compute: Compute) -> list[str]:
+def header(options: Options[Any], agent: Agent, replay: Replay, computed: str) -> list[str]:
     """What is about to happen: what is seen, what acts, what it will take."""
     config = options.train_config
     steps = min(replay.capacity * options.num_envs, config.steps)
@@ -103,7 +110,7 @@ def header(options: Options[Any], agent: Agent, replay: Replay, compute: Compute
     where = " on the GPU" if replay.device.type == "cuda" else ", batches pinned" if replay.pinned else ""
     lines = [
         f"{options.env}   {agent.describe()}   {kind}",
-        str(compute),
+        computed,
         f"replay {write_count(steps)} steps = {size(needed)}{where}   budget {budget}   {options.directory}",
     ]
     if free is not None and needed > 0.8 * free:

@@ -1,5 +1,6 @@
 """What a run computes with: asked for, remembered, or measured."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,12 @@ import yaml
 from gymnasium import spaces
 
 from agents.dreamer import debug
+from envs import make_env
 from mbrl.errors import UserError
 from scripts import machine, probe
 from scripts.machine import choose_device
 from scripts.main import main
-from scripts.probe import Compute, candidates, choose, pick
+from scripts.probe import Compute, candidates, choose, pick, write
 
 ONE, TWO, GPU = Compute("cpu", 1), Compute("cpu", 2), Compute("cuda", 1)
 SPACE = spaces.Dict(
@@ -85,6 +87,20 @@ def test_seconds_are_those_of_the_quickest_update() -> None:
     calls = []
     assert 0 <= probe.seconds(lambda: calls.append(1), 1, budget=0.0) < 1
     assert len(calls) == 3, "one that does not count, and two that do"
+
+
+@pytest.mark.parametrize(("step", "num_envs", "parallel"), [(0.01, 4, True), (1e-5, 4, False), (0.01, 1, False)])
+def test_processes_must_be_worth_it(
+    two_idle_cores: None, monkeypatch: pytest.MonkeyPatch, step: float, num_envs: int, parallel: bool
+) -> None:
+    monkeypatch.setattr(probe, "seconds_per_step", lambda env: step)
+    found, why = probe.worth_processes(partial(make_env, "CartPole-v1"), num_envs)
+    assert found == parallel
+    assert ("processes" in why) == parallel and (num_envs == 1 or f"{write(step)} a step" in why)
+
+
+def test_a_step_is_timed_over_the_ends_of_episodes() -> None:
+    assert probe.seconds_per_step(make_env("CartPole-v1", max_episode_steps=1), budget=0.0) > 0
 
 
 def test_a_run_keeps_its_threads(
