@@ -14,7 +14,6 @@ import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -23,7 +22,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from mbrl.cuda_graph import CudaGraph
-from mbrl.distributions import BoundedNormal, OneHotChoice, SymexpTwoHot, two_hot
+from mbrl.distributions import ActionDistribution, Both, BoundedNormal, OneHotChoice, SymexpTwoHot, two_hot
 from mbrl.dynamics.rssm import RSSMConfig
 from mbrl.errors import UserError
 from mbrl.interfaces import Imagined, State
@@ -53,7 +52,7 @@ class DreamerConfig:
     starts: int | None = None
     """N: imagined rollouts, from states drawn among the B T replayed ones; None: from all of them."""
     actor_gradient: str = "reinforce"
-    """"reinforce", or "pathwise": through the imagined dynamics (continuous actions only)."""
+    """"reinforce", or "pathwise": through the imagined dynamics (where all actions are continuous)."""
     actor_layers: int = 3
     """Hidden layers of the actor, as wide as the model's heads."""
     critic_layers: int = 3
@@ -101,18 +100,24 @@ class Actor(nn.Module):
 
     def __init__(self, features: int, spec: ActionSpec, units: int, layers: int, norm: str, min_std: float):
         super().__init__()
-        self.distribution = OneHotChoice if spec.discrete else partial(BoundedNormal, min_std=min_std)
+        self.spec, self.min_std = spec, min_std
         self.mlp = MLP(features, units, layers, norm)
-        # Mean and deviation have a layer each: gradients are clipped per tensor.
-        count = 1 if spec.discrete else 2
-        self.out = nn.ModuleList(Linear(self.mlp.outputs, spec.size, scale=0.01) for _ in range(count))
+        # Mean, deviation and choices have a layer each: gradients are clipped per tensor.
+        sizes = (spec.continuous, spec.continuous, sum(spec.choices))
+        self.out = nn.ModuleList(Linear(self.mlp.outputs, size, scale=0.01) for size in sizes if size)
 
     def outputs(self, features: Tensor) -> list[Tensor]:
-        """What ``distribution`` is made of, each (..., A)."""
+        """What ``distribution`` is made of: mean and deviation, if any, and logits, if any."""
         x = self.mlp(features)
         return [out(x) for out in self.out]
 
-    def forward(self, features: Tensor) -> BoundedNormal | OneHotChoice:
+    def distribution(self, *outputs: Tensor) -> ActionDistribution:
+        if not self.spec.continuous:
+            return OneHotChoice(outputs[0], self.spec.choices)
+        normal = BoundedNormal(outputs[0], outputs[1], self.min_std)
+        return Both(normal, OneHotChoice(outputs[2], self.spec.choices)) if self.spec.choices else normal
+
+    def forward(self, features: Tensor) -> ActionDistribution:
         return self.distribution(*self.outputs(features))
 
 
@@ -141,7 +146,7 @@ class Dreamer:
         self.spec = ActionSpec.of(action_space)
         if config.actor_gradient not in ("reinforce", "pathwise"):
             raise UserError(f"actor_gradient {config.actor_gradient!r} is unknown; use 'reinforce' or 'pathwise'")
-        self.pathwise = config.actor_gradient == "pathwise" and not self.spec.discrete
+        self.pathwise = config.actor_gradient == "pathwise" and not self.spec.choices
         if config.precision not in ("float32", "bfloat16"):
             raise UserError(f"precision {config.precision!r} is unknown; use 'float32' or 'bfloat16'")
         model = config.model
@@ -164,7 +169,7 @@ class Dreamer:
     # ---- acting --------------------------------------------------------------------------------
 
     def initial_state(self, n: int) -> State:
-        noise = torch.zeros(n, self.spec.size, device=self.device)
+        noise = torch.zeros(n, self.spec.continuous, device=self.device)
         return {**self.world_model.dynamics.initial_state(n), "noise": noise}
 
     @torch.no_grad()
@@ -175,7 +180,7 @@ class Dreamer:
         policy = self.actor(self.world_model.dynamics.features(state))
         if not explore:
             action = policy.mode
-        elif self.spec.discrete:
+        elif isinstance(policy, OneHotChoice):
             action = policy.sample()
         else:
             noise = self._explore(noise, step.is_first)
@@ -183,7 +188,7 @@ class Dreamer:
         return action.cpu(), {**state, "noise": noise}
 
     def _explore(self, noise: Tensor, is_first: Tensor) -> Tensor:
-        """(N, A): the next value of an autoregressive process of unit variance.
+        """The next value of an autoregressive process of unit variance, for each continuous dimension.
 
         White noise hardly moves what has inertia; correlated noise does (Eberhard et al., "Pink noise is
         all you need", ICLR 2023).
@@ -258,7 +263,7 @@ class Dreamer:
         losses |= {**behaviour_losses, "repval": self.config.repval_scale * replayed}
         return losses, states, metrics
 
-    def _imagine(self, start: State) -> tuple[Imagined, BoundedNormal | OneHotChoice]:
+    def _imagine(self, start: State) -> tuple[Imagined, ActionDistribution]:
         """Rollouts (N, H+1) from the start states (N,), and the policy (N, H) that chose their actions.
 
         The world model learns nothing here. Through the actions that it took the actor does, if its
@@ -277,7 +282,7 @@ class Dreamer:
         return imagined, self.actor.distribution(*path)
 
     def _behaviour_losses(
-        self, imagined: Imagined, policy: BoundedNormal | OneHotChoice
+        self, imagined: Imagined, policy: ActionDistribution
     ) -> tuple[dict[str, Tensor], Tensor, Metrics]:
         """Actor and critic losses on imagined rollouts (eqs. 7, 8 and 10) and their returns, all (N, H)."""
         features = imagined.features.detach()
@@ -368,8 +373,7 @@ class Dreamer:
         """One line: encoders, action head, size."""
         parts = [f"{key} {tuple(s.shape or ())} -> {'CNN' if key in self.world_model.encoder.images else 'MLP'}"
                  for key, s in self.space.spaces.items()]  # fmt: skip
-        kind = "Discrete" if self.spec.discrete else "Box"
-        return f"obs {', '.join(parts)}   action {kind}({self.spec.size})   {self.num_parameters / 1e6:.2f} M params"
+        return f"obs {', '.join(parts)}   action {self.spec}   {self.num_parameters / 1e6:.2f} M params"
 
     @property
     def num_parameters(self) -> int:

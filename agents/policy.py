@@ -15,7 +15,7 @@ import torch
 from gymnasium import Space, spaces
 
 from mbrl.interfaces import Agent
-from mbrl.spaces import ActionSpec, check_observation_space
+from mbrl.spaces import ActionSpec, check_observation_space, first_row
 from mbrl.steps import Steps
 
 Array = np.ndarray[Any, Any]
@@ -34,7 +34,7 @@ class Policy:
         state: Any = None,
         episode_start: Any = None,
         deterministic: bool = True,
-    ) -> tuple[Array, Any]:
+    ) -> tuple[Any, Any]:
         """Observation, single or a batch (N, ...) -> action likewise, and the state for the next call.
 
         Args:
@@ -52,11 +52,7 @@ class Policy:
         action, memory = self.agent.act(step, memory, explore=not deterministic)
         action = action.detach().cpu()
         chosen = self.action_spec.to_env(action)
-        return (chosen[0] if single else chosen), (memory, self._executed(action))
-
-    def _executed(self, action: torch.Tensor) -> torch.Tensor:
-        """What the next step says has led to it."""
-        return action if self.action_spec.discrete else action.clamp(-1, 1)
+        return (first_row(chosen) if single else chosen), (memory, action.clamp(-1, 1))
 
     def _read(self, observation: Any) -> tuple[dict[str, torch.Tensor], bool]:
         """-> tensors (N, ...), and whether it was a single observation."""

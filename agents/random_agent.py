@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import Space, spaces
 from torch import Tensor
@@ -37,11 +38,8 @@ class RandomAgent:
 
     def act(self, step: Steps, state: State, explore: bool) -> tuple[Tensor, State]:
         """Random whether exploring or not; draws from torch's generator, as every agent does."""
-        n, size = len(step.reward), self.action_spec.size
-        if self.action_spec.discrete:
-            choice = torch.randint(size, (n,))
-            return torch.nn.functional.one_hot(choice, size).float(), state
-        return torch.rand(n, size) * 2 - 1, state
+        generator = np.random.default_rng(int(torch.randint(2**62, ())))
+        return self.action_spec.sample(len(step.reward), generator), state
 
     def latents(self, state: State) -> State:
         return {}
@@ -62,5 +60,4 @@ class RandomAgent:
         assert not state["model"], state["model"].keys()
 
     def describe(self) -> str:
-        kind = "Discrete" if self.action_spec.discrete else "Box"
-        return f"obs ignored   action {kind}({self.action_spec.size})   uniformly random"
+        return f"obs ignored   action {self.action_spec}   uniformly random"

@@ -93,19 +93,40 @@ def _float32(value: Any) -> Any:
 
 
 def _image(space: spaces.Box) -> tuple[spaces.Box, Callable[[Any], Any]] | None:
-    """Height x width x channels from that, from channels x height x width, or from a grey height x width."""
-    if space.dtype != np.uint8 or len(space.shape) not in (2, 3):
+    """Height x width x channels, uint8, from what is a picture: uint8, or floats in [0, 1].
+
+    Channels may come first or last or, in grey pictures, not at all; stacked frames become channels. What
+    is smaller than 16 x 16 and has no channels is a table of numbers.
+    """
+    rank = len(space.shape)
+    if rank not in (2, 3, 4) or (rank == 2 and min(space.shape) < 16):
         return None
-    to_last: Callable[[Any], Any]
-    if len(space.shape) == 2:
-        if min(space.shape) < 16:
-            return None  # too small for a picture: a table of numbers
-        to_last = lambda x: np.asarray(x, np.uint8)[..., None]  # noqa: E731
-    elif space.shape[0] <= 16 and space.shape[0] < space.shape[2]:
-        to_last = lambda x: np.moveaxis(np.asarray(x, np.uint8), 0, -1)  # noqa: E731
-    else:
-        to_last = lambda x: np.asarray(x, np.uint8)  # noqa: E731
-    return spaces.Box(to_last(space.low), to_last(space.high), dtype=np.uint8), to_last
+    unit = space.dtype.kind == "f" and rank == 3 and not space.low.any() and bool((space.high == 1).all())
+    unit = unit and min(space.shape) <= 4 and sorted(space.shape)[1] >= 16
+    if space.dtype != np.uint8 and not unit:
+        return None
+    frames = _frames_last(space.shape)
+
+    def convert(x: Any) -> Any:
+        x = np.asarray(x)
+        return frames(np.rint(255 * x).astype(np.uint8) if unit else x.astype(np.uint8, copy=False))
+
+    return spaces.Box(convert(space.low), convert(space.high), dtype=np.uint8), convert
+
+
+def _frames_last(shape: tuple[int, ...]) -> Callable[[Any], Any]:
+    """From (H, W), (C, H, W), (H, W, C), (frames, H, W, C) or (frames, C, H, W) to (H, W, channels)."""
+    if len(shape) == 2:
+        return lambda x: x[..., None]
+    channels_first = shape[-3] <= 16 and shape[-3] < shape[-1]
+    if len(shape) == 3:
+        return (lambda x: np.moveaxis(x, 0, -1)) if channels_first else (lambda x: x)
+
+    def merge(x: Any) -> Any:
+        x = np.moveaxis(x, 0, -1) if not channels_first else np.moveaxis(x, (0, 1), (-2, -1))
+        return x.reshape(*x.shape[:2], -1)
+
+    return merge
 
 
 class ActionRepeat(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -143,6 +164,7 @@ class Resumable(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.action_repeat = action_repeat
         self.pending: State | None = None
         self.restored = False
+        self._nested = isinstance(env.action_space, spaces.Dict | spaces.Tuple)
         self._seed: int | None = None
         self._rng: Any = None
         self._actions: list[Any] = []
@@ -167,9 +189,16 @@ class Resumable(gymnasium.Wrapper[Any, Any, Any, Any]):
             assert self._result is not None
             self._again = False
             return self._result
-        self._actions.append(np.array(action))
+        self._actions.append(np.array(self._pack(action)))
         self._result = result = self.env.step(action)  # type: ignore[assignment]
         return result  # type: ignore[return-value]
+
+    def _pack(self, action: Any) -> Any:
+        """An action as one array."""
+        return spaces.flatten(self.action_space, action) if self._nested else action
+
+    def _unpack(self, action: Any) -> Any:
+        return spaces.unflatten(self.action_space, action) if self._nested else action
 
     def get_state(self) -> State:
         """The current episode; an empty dict before the first reset."""
@@ -199,7 +228,7 @@ class Resumable(gymnasium.Wrapper[Any, Any, Any, Any]):
             self.env.unwrapped.np_random.bit_generator.state = rng
         self.reset(seed=seed)
         for action in () if actions is None else actions:
-            self.step(action)
+            self.step(self._unpack(action))
         assert self._result is not None
         before, now = _array(state["observation"]), self._result[0]
         return before.keys() == now.keys() and all(

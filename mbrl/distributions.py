@@ -8,6 +8,7 @@ models" (Nature, 2025), called DreamerV3 below.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, lru_cache
 
@@ -159,28 +160,56 @@ class BoundedNormal:
 
 
 class OneHotChoice:
-    """One discrete choice among A as a one-hot vector.
+    """Independent discrete choices as one-hot vectors side by side.
 
     Args:
         logits: (..., A).
+        sizes: the number of classes of each choice, A in all; None: a single choice among A.
     """
 
-    def __init__(self, logits: Tensor):
-        self.log_probs = torch.log_softmax(logits, -1)
+    def __init__(self, logits: Tensor, sizes: Sequence[int] | None = None):
+        self.sizes = list(sizes or logits.shape[-1:])
+        self.log_probs = torch.cat([torch.log_softmax(part, -1) for part in logits.split(self.sizes, -1)], -1)
 
     @property
     def mode(self) -> Tensor:
-        return one_hot_of(self.log_probs)
+        return torch.cat([one_hot_of(part) for part in self.log_probs.split(self.sizes, -1)], -1)
 
     def sample(self) -> Tensor:
         """(..., A): one-hot, without gradient."""
-        return one_hot_sample(self.log_probs.detach().exp())
+        probs = self.log_probs.detach().exp()
+        return torch.cat([one_hot_sample(part) for part in probs.split(self.sizes, -1)], -1)
 
     def log_prob(self, action: Tensor) -> Tensor:
         return (self.log_probs * action).sum(-1)
 
     def entropy(self) -> Tensor:
         return -(self.log_probs.exp() * self.log_probs).sum(-1)
+
+
+class Both:
+    """Continuous dimensions and, after them, discrete choices; independent."""
+
+    def __init__(self, continuous: BoundedNormal, choice: OneHotChoice):
+        self.continuous, self.choice = continuous, choice
+
+    @property
+    def mode(self) -> Tensor:
+        return torch.cat([self.continuous.mode, self.choice.mode], -1)
+
+    def sample(self, noise: Tensor | None = None) -> Tensor:
+        """(..., A): ``noise`` is that of the continuous dimensions."""
+        return torch.cat([self.continuous.sample(noise), self.choice.sample()], -1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        continuous, choice = action.tensor_split([self.continuous.mean.shape[-1]], -1)
+        return self.continuous.log_prob(continuous) + self.choice.log_prob(choice)
+
+    def entropy(self) -> Tensor:
+        return self.continuous.entropy() + self.choice.entropy()
+
+
+ActionDistribution = BoundedNormal | OneHotChoice | Both
 
 
 def bernoulli_loss(logit: Tensor, target: Tensor) -> Tensor:

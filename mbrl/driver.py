@@ -93,9 +93,7 @@ class Driver:
             return self._first(self._reset_obs)
 
         first, waiting = self._done, self._waiting
-        action = torch.where(torch.from_numpy(first)[:, None], 0.0, action)
-        if not self.action_spec.discrete:
-            action = action.clamp(-1, 1)
+        action = torch.where(torch.from_numpy(first)[:, None], 0.0, action).clamp(-1, 1)
         raw, reward, terminated, truncated, info = self.envs.step(self.action_spec.to_env(action))
         terminated = np.asarray(terminated, bool) & ~first
         last = (terminated | np.asarray(truncated, bool)) & ~first

@@ -262,21 +262,25 @@ class VectorView(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """(n, H, W, C) in [-0.5, 0.5] -> (n, outputs): four times convolution, 2x2 max pool, norm, SiLU."""
+    """(n, H, W, C) in [-0.5, 0.5] -> (n, outputs): four times convolution, 2x2 max pool, norm, SiLU.
+
+    Sides that do not divide by 16 are padded at their ends.
+    """
 
     def __init__(self, shape: tuple[int, int, int], depth: int, norm: str):
         super().__init__()
         height, width, channels = shape
+        self.padding = (0, -width % 16, 0, -height % 16)
         depths = [depth * m for m in (2, 3, 4, 4)]
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         for size in depths:
             self.convs.append(Conv(channels, size))
             self.norms.append(make_norm(norm, size))
             channels = size
-        self.outputs = (height // 16) * (width // 16) * channels
+        self.outputs = math.ceil(height / 16) * math.ceil(width / 16) * channels
 
     def forward(self, image: Tensor) -> Tensor:
-        x = image.permute(0, 3, 1, 2)
+        x = F.pad(image.permute(0, 3, 1, 2), self.padding)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.max_pool2d(conv(x), 2)
             x = F.silu(norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
@@ -284,7 +288,7 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """(n, D), (n, S) -> (n, H, W, C) in [0, 1]: a 4x4-like map from both, upsampled four times."""
+    """(n, D), (n, S) -> (n, H, W, C) in [0, 1]: a 4x4-like map from both, upsampled four times, cut to size."""
 
     def __init__(
         self, sizes: tuple[int, int], shape: tuple[int, int, int], depth: int, units: int, blocks: int, norm: str
@@ -292,7 +296,8 @@ class ConvDecoder(nn.Module):
         super().__init__()
         height, width, channels = shape
         depths = [depth * m for m in (2, 3, 4, 4)]
-        self.blocks, self.map = blocks, (height // 16, width // 16, depths[-1])
+        self.size, self.blocks = (height, width), blocks
+        self.map = math.ceil(height / 16), math.ceil(width / 16), depths[-1]
         cells = math.prod(self.map)
         self.from_deter = BlockLinear(sizes[0], cells, blocks)
         self.from_stoch = Head(sizes[1], self.map, 2 * units, 1, norm=norm)
@@ -317,4 +322,5 @@ class ConvDecoder(nn.Module):
             x = conv(F.interpolate(x, scale_factor=2, mode="nearest"))
             x = F.silu(norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
         x = self.convs[-1](F.interpolate(x, scale_factor=2, mode="nearest"))
-        return torch.sigmoid(x).permute(0, 2, 3, 1)
+        height, width = self.size
+        return torch.sigmoid(x).permute(0, 2, 3, 1)[:, :height, :width]

@@ -1,12 +1,15 @@
 """Spaces: what an agent may see and do, read off Gymnasium spaces.
 
-Agents speak one action language, (N, A) float tensors: each continuous dimension in [-1, 1], each
-discrete choice one-hot. ActionSpec translates to and from the environment's own language.
+Agents speak one action language, (N, A) float tensors: continuous dimensions in [-1, 1], discrete
+choices one-hot. ActionSpec translates to and from the environment's own language.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +19,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from mbrl.errors import UserError
+
+Array = np.ndarray[Any, Any]
 
 
 def is_image(space: gym.Space) -> bool:
@@ -51,34 +56,43 @@ def check_observation_space(space: gym.Space) -> spaces.Dict:
     return space
 
 
+UNLIMITED = 1e10
+"""A bound of an action this far away is none."""
+
+
 @dataclass(frozen=True)
 class ActionSpec:
-    """One action space as (N, A) float tensors.
+    """One action space as (N, A) float tensors: its continuous dimensions first, then each choice one-hot.
+
+    Dict and Tuple are read depth first; MultiDiscrete and MultiBinary are several choices.
 
     Raises:
-        UserError: from ``of``, for a space that is neither a bounded Box nor Discrete.
+        UserError: from ``of``, for a space of another kind.
     """
 
-    space: spaces.Box | spaces.Discrete
-    size: int
-    """A: floats in an action."""
-    discrete: bool
+    space: gym.Space[Any]
+    continuous: int
+    """Continuous dimensions."""
+    choices: tuple[int, ...]
+    """Number of classes of each discrete choice."""
 
     @staticmethod
-    def of(space: gym.Space) -> ActionSpec:
-        if isinstance(space, spaces.Discrete):
-            return ActionSpec(space, int(space.n), discrete=True)
-        if isinstance(space, spaces.Box):
-            if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-                raise UserError(
-                    f"action space {space} has infinite bounds; "
-                    "wrap the environment in gymnasium.wrappers.RescaleAction or give finite bounds"
-                )
-            return ActionSpec(space, int(np.prod(space.shape)), discrete=False)
-        raise UserError(
-            f"action space {space} is not supported; supported are Box and Discrete. "
-            "Convert it with a gymnasium.ActionWrapper."
-        )
+    def of(space: gym.Space[Any]) -> ActionSpec:
+        leaves = list(_action_leaves(space))
+        continuous = sum(math.prod(leaf.shape) for leaf in leaves if isinstance(leaf, spaces.Box))
+        return ActionSpec(space, continuous, tuple(n for leaf in leaves for n in _choices(leaf)))
+
+    @property
+    def size(self) -> int:
+        """A: floats in an action."""
+        return self.continuous + sum(self.choices)
+
+    def __str__(self) -> str:
+        parts = [f"Box({self.continuous})"] if self.continuous else []
+        for n, group in groupby(self.choices):
+            count = len(list(group))
+            parts.append(f"{count} Discrete({n})" if count > 1 else f"Discrete({n})")
+        return " + ".join(parts)
 
     def zero(self, n: int) -> Tensor:
         """(n, A): the action that stands in a reset step."""
@@ -86,26 +100,92 @@ class ActionSpec:
 
     def sample(self, n: int, generator: np.random.Generator) -> Tensor:
         """(n, A): uniformly random actions."""
-        if self.discrete:
-            choice = torch.from_numpy(generator.integers(self.size, size=n))
-            return torch.nn.functional.one_hot(choice, self.size).float()
-        return torch.from_numpy(generator.uniform(-1, 1, (n, self.size)).astype(np.float32))
+        parts = [torch.from_numpy(generator.uniform(-1, 1, (n, self.continuous)).astype(np.float32))]
+        for classes in self.choices:
+            choice = torch.from_numpy(generator.integers(classes, size=n))
+            parts.append(torch.nn.functional.one_hot(choice, classes).float())
+        return torch.cat(parts, -1)
 
-    def to_env(self, action: Tensor) -> np.ndarray:
-        """(N, A) -> the batch that ``VectorEnv.step`` takes, clipped and rescaled to the bounds."""
-        if isinstance(self.space, spaces.Discrete):
-            return action.argmax(-1).numpy() + self.space.start
-        unit = action.clamp(-1, 1).numpy().reshape(len(action), *self.space.shape)
-        low, high = self.space.low, self.space.high
-        return (low + (unit + 1) * 0.5 * (high - low)).astype(self.space.dtype)
+    def to_env(self, action: Tensor) -> Any:
+        """(N, A) -> the batch that ``VectorEnv.step`` takes, clipped and rescaled to the bounds.
+
+        Where a bound is infinite, [-1, 1] becomes a range of 2 that ends in the finite one, or stays.
+        """
+        unit = action[:, : self.continuous].clamp(-1, 1).numpy()
+        scores = action[:, self.continuous :].split(self.choices, -1) if self.choices else ()
+        indices = [part.argmax(-1).numpy() for part in scores]
+        return _to_env(self.space, unit, iter(range(self.continuous)), iter(indices))
+
+
+def _action_leaves(space: gym.Space[Any]) -> Iterator[gym.Space[Any]]:
+    if isinstance(space, spaces.Dict):
+        for entry in space.spaces.values():
+            yield from _action_leaves(entry)
+    elif isinstance(space, spaces.Tuple):
+        for entry in space.spaces:
+            yield from _action_leaves(entry)
+    elif isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        yield space
+    else:
+        raise UserError(
+            f"action space {space} is not supported; supported are Box, Discrete, MultiDiscrete, MultiBinary, and "
+            "Dict or Tuple of these. Turn it into one of them with gymnasium.wrappers.TransformAction."
+        )
+
+
+def _choices(leaf: gym.Space[Any]) -> list[int]:
+    """Classes of each choice in a leaf."""
+    if isinstance(leaf, spaces.Discrete):
+        return [int(leaf.n)]
+    if isinstance(leaf, spaces.MultiDiscrete):
+        return [int(n) for n in leaf.nvec.flat]
+    return [2] * math.prod(leaf.shape) if isinstance(leaf, spaces.MultiBinary) else []
+
+
+def _to_env(space: gym.Space[Any], unit: Array, dims: Iterator[int], indices: Iterator[Array]) -> Any:
+    """The batch for one space, from its next dimensions of ``unit`` (N, continuous) and its next choices (N,)."""
+    if isinstance(space, spaces.Dict):
+        return {key: _to_env(entry, unit, dims, indices) for key, entry in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_to_env(entry, unit, dims, indices) for entry in space.spaces)
+    shape = (len(unit), *(space.shape or ()))
+    if isinstance(space, spaces.Box):
+        values = unit[:, list(islice(dims, math.prod(space.shape)))].reshape(shape)
+        low, high = finite_bounds(space)
+        values = low + (values + 1) * 0.5 * (high - low)
+        return (values if space.dtype.kind == "f" else np.rint(values)).astype(space.dtype)
+    chosen = np.stack(list(islice(indices, len(_choices(space)))), -1).reshape(shape)
+    return (chosen + getattr(space, "start", 0)).astype(space.dtype)
+
+
+def first_row(batch: Any) -> Any:
+    """The first action of a batch of them."""
+    if isinstance(batch, dict):
+        return {key: first_row(entry) for key, entry in batch.items()}
+    return tuple(map(first_row, batch)) if isinstance(batch, tuple) else batch[0]
+
+
+def finite_bounds(space: spaces.Box) -> tuple[Array, Array]:
+    """Bounds, each of the space's shape, where those that are infinite are 2 away from the other, or -1 and 1."""
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    no_low, no_high = low <= -UNLIMITED, high >= UNLIMITED
+    low, high = np.where(no_low & no_high, -1.0, low), np.where(no_low & no_high, 1.0, high)
+    low, high = np.where(no_low & ~no_high, high - 2, low), np.where(no_high & ~no_low, low + 2, high)
+    return low.astype(np.float32), high.astype(np.float32)
 
 
 def space_to_json(space: gym.Space) -> dict[str, Any]:
-    """A Dict, Box or Discrete space as plain data, so that a stored agent needs no environment."""
+    """A space as plain data, so that a stored agent needs no environment."""
     if isinstance(space, spaces.Dict):
         return {"dict": {key: space_to_json(entry) for key, entry in space.spaces.items()}}
+    if isinstance(space, spaces.Tuple):
+        return {"tuple": [space_to_json(entry) for entry in space.spaces]}
     if isinstance(space, spaces.Discrete):
         return {"discrete": int(space.n), "start": int(space.start)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"multidiscrete": space.nvec.tolist(), "start": space.start.tolist()}
+    if isinstance(space, spaces.MultiBinary):
+        return {"multibinary": space.n if isinstance(space.n, int) else list(space.shape)}
     assert isinstance(space, spaces.Box), space
     bounds = {
         name: bound.flat[0].item() if bound.size and (bound == bound.flat[0]).all() else bound.tolist()
@@ -118,6 +198,12 @@ def space_from_json(data: dict[str, Any]) -> gym.Space:
     """The inverse of ``space_to_json``."""
     if "dict" in data:
         return spaces.Dict({key: space_from_json(entry) for key, entry in data["dict"].items()})
+    if "tuple" in data:
+        return spaces.Tuple([space_from_json(entry) for entry in data["tuple"]])
+    if "multidiscrete" in data:
+        return spaces.MultiDiscrete(np.array(data["multidiscrete"]), start=np.array(data["start"]))
+    if "multibinary" in data:
+        return spaces.MultiBinary(data["multibinary"])
     if "discrete" in data:
         return spaces.Discrete(data["discrete"], start=data["start"])
     dtype = np.dtype(data["dtype"])

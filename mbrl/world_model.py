@@ -237,17 +237,17 @@ def image_keys(space: spaces.Dict) -> tuple[list[str], tuple[int, int, int]]:
     """The image keys, sorted, and the shape of all of them stacked along the channels.
 
     Raises:
-        UserError: images of different sizes, or sides that are no multiple of 16.
+        UserError: images of different sizes.
     """
     keys = sorted(k for k, s in space.spaces.items() if is_image(s))
     if not keys:
         return [], (0, 0, 0)
     shapes = {key: space[key].shape for key in keys}
     sizes = {shape[:2] for shape in shapes.values() if shape is not None}
-    height, width = next(iter(sizes))
-    if len(sizes) > 1 or height % 16 or width % 16:
+    if len(sizes) > 1:
         raise UserError(
-            f"images must share one size whose sides divide by 16, these are {shapes}; "
+            f"images must share one size, these are {shapes}; "
             "wrap the environment in gymnasium.wrappers.ResizeObservation(env, (64, 64))"
         )
+    (height, width), *_ = sizes
     return keys, (height, width, sum(shape[2] for shape in shapes.values() if shape is not None))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mbrl.distributions import (
+    Both,
     BoundedNormal,
     Categoricals,
     OneHotChoice,
@@ -218,3 +219,28 @@ def test_bernoulli_loss_takes_soft_targets() -> None:
     logit, target = torch.tensor([math.log(3)] * 3), torch.tensor([1.0, 0.0, 0.997])
     third = -0.997 * math.log(0.75) - 0.003 * math.log(0.25)
     close(bernoulli_loss(logit, target), [-math.log(0.75), -math.log(0.25), third])
+
+
+# ---- actions of several parts -----------------------------------------------------------------------
+
+
+def test_choices_side_by_side_are_independent() -> None:
+    logits = torch.randn(7, 5)
+    together = OneHotChoice(logits, (2, 3))
+    alone = OneHotChoice(logits[:, :2]), OneHotChoice(logits[:, 2:])
+    action = together.sample()
+    assert (action[:, :2].sum(-1) == 1).all() and (action[:, 2:].sum(-1) == 1).all()
+    expected = alone[0].log_prob(action[:, :2]) + alone[1].log_prob(action[:, 2:])
+    torch.testing.assert_close(together.log_prob(action), expected)
+    torch.testing.assert_close(together.entropy(), alone[0].entropy() + alone[1].entropy())
+    assert torch.equal(together.mode, torch.cat([alone[0].mode, alone[1].mode], -1))
+
+
+def test_continuous_and_discrete_parts_are_independent() -> None:
+    normal, choice = BoundedNormal(torch.randn(4, 2), torch.randn(4, 2)), OneHotChoice(torch.randn(4, 3))
+    both, noise = Both(normal, choice), torch.randn(4, 2)
+    action = both.sample(noise)
+    assert torch.equal(action[:, :2], normal.sample(noise)) and (action[:, 2:].sum(-1) == 1).all()
+    torch.testing.assert_close(both.log_prob(action), normal.log_prob(action[:, :2]) + choice.log_prob(action[:, 2:]))
+    torch.testing.assert_close(both.entropy(), normal.entropy() + choice.entropy())
+    assert torch.equal(both.mode, torch.cat([normal.mode, choice.mode], -1))

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 
 from envs import EnvError, get_states, make_env, make_envs, rendering, restore, set_states
-from envs.wrappers import Resumable
+from envs.wrappers import FlatDict, Resumable
 
 ROOT = Path(__file__).parent.parent
 
@@ -129,6 +129,10 @@ def test_a_missing_package_is_answered_with_its_pip_line(monkeypatch: pytest.Mon
         (spaces.Box(0, 255, (64, 48, 3), np.uint8), {"image": spaces.Box(0, 255, (64, 48, 3), np.uint8)}),
         (spaces.Box(0, 255, (4, 64, 48), np.uint8), {"image": spaces.Box(0, 255, (64, 48, 4), np.uint8)}),
         (spaces.Box(0, 255, (64, 48), np.uint8), {"image": spaces.Box(0, 255, (64, 48, 1), np.uint8)}),
+        (spaces.Box(0, 255, (4, 84, 84, 3), np.uint8), {"image": spaces.Box(0, 255, (84, 84, 12), np.uint8)}),
+        (spaces.Box(0, 255, (2, 3, 84, 96), np.uint8), {"image": spaces.Box(0, 255, (84, 96, 6), np.uint8)}),
+        (spaces.Box(0, 1, (3, 32, 48), np.float32), {"image": spaces.Box(0, 255, (32, 48, 3), np.uint8)}),
+        (spaces.Box(0, 1, (3, 3, 4), np.float32), {"state": spaces.Box(0, 1, (3, 3, 4))}),
         (
             spaces.Dict({"arm": spaces.Dict({"angle": spaces.Box(-1, 1, (2,))}), "mode": spaces.Discrete(3)}),
             {"arm/angle": spaces.Box(-1, 1, (2,)), "mode": spaces.Discrete(3)},
@@ -143,6 +147,23 @@ def test_observations_become_a_flat_dict(space: spaces.Space[Any], expected: dic
     for obs in (env.reset()[0], env.step(0)[0]):
         for key, box in expected.items():
             assert obs[key] in box and np.asarray(obs[key]).dtype == box.dtype
+
+
+def test_frames_and_channels_stay_together() -> None:
+    """Channels first or last: frame by frame, and each frame whole."""
+    frames = np.random.default_rng(0).integers(0, 256, (2, 3, 20, 30)).astype(np.uint8)
+    expected = np.concatenate([np.moveaxis(frame, 0, -1) for frame in frames], -1)
+    for stack in (frames, np.moveaxis(frames, 1, -1)):
+        space = spaces.Box(0, 255, stack.shape, np.uint8)
+        env = FlatDict(Probe(space))
+        channels = env._flat(stack)["image"]
+        assert channels.shape == (20, 30, 6)
+        assert sorted(map(bytes, np.moveaxis(channels, -1, 0))) == sorted(map(bytes, np.moveaxis(expected, -1, 0)))
+
+
+def test_pictures_of_floats_become_bytes() -> None:
+    env = FlatDict(Probe(spaces.Box(0, 1, (16, 16, 3), np.float32)))
+    assert env._flat(np.full((16, 16, 3), 0.5, np.float32))["image"].max() == 128
 
 
 def test_unsupported_observations_are_named() -> None:
@@ -219,6 +240,28 @@ def test_gymnasium_repeats_stop_at_the_end_and_limits_count_every_step() -> None
         assert [env.step(i)[3] for i in range(2)] == [False, True]
     with pytest.raises(EnvError, match="action_repeat must be 1 or more"):
         make_env("CartPole-v1", action_repeat=0)
+
+
+def test_nested_actions_are_played_again() -> None:
+    space = spaces.Dict({"a": spaces.Discrete(3), "b": spaces.Tuple([spaces.Box(-1, 1, (2,)), spaces.MultiBinary(2)])})
+
+    class Nested(Probe):
+        action_space = space
+        taken: ClassVar[list[Any]] = []
+
+        def step(self, action: Any) -> Any:
+            self.taken.append(action)
+            return super().step(action)
+
+    env = make_env(lambda: Nested(spaces.Discrete(2)))
+    env.reset(seed=1)
+    space.seed(0)
+    for _ in range(3):
+        env.step(space.sample())
+    state = json.loads(json.dumps(env.get_state()))  # type: ignore[attr-defined]
+    assert env.set_state(state)[0]  # type: ignore[attr-defined]
+    assert len(Nested.taken) == 6
+    np.testing.assert_equal(Nested.taken[:3], Nested.taken[3:])
 
 
 # Vectors

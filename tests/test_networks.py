@@ -85,16 +85,21 @@ def test_images_of_several_cameras_are_told_apart() -> None:
     assert not torch.allclose(encoder(obs, lead=1), encoder(swapped, lead=1))
 
 
-@pytest.mark.parametrize(
-    "entries",
-    [
-        {"image": spaces.Box(0, 255, (30, 64, 3), np.uint8)},
-        {"a": IMAGE, "b": spaces.Box(0, 255, (64, 64, 3), np.uint8)},
-    ],
-)
-def test_image_sizes_that_do_not_work_are_named_with_the_way_out(entries: dict[str, spaces.Space]) -> None:
-    with pytest.raises(UserError, match=r"divide by 16.*ResizeObservation"):
-        Encoder(CONFIG, spaces.Dict(entries))
+def test_images_of_different_sizes_are_named_with_the_way_out() -> None:
+    with pytest.raises(UserError, match=r"share one size.*ResizeObservation"):
+        Encoder(CONFIG, spaces.Dict({"a": IMAGE, "b": spaces.Box(0, 255, (64, 64, 3), np.uint8)}))
+
+
+def test_sides_that_do_not_divide_by_16_are_padded_and_cut() -> None:
+    """All of such a picture is seen."""
+    space = spaces.Dict({"image": spaces.Box(0, 255, (21, 40, 1), np.uint8)})
+    encoder = Encoder(CONFIG, space)
+    black = torch.zeros(1, 21, 40, 1, dtype=torch.uint8)
+    corner = black.clone()
+    corner[0, -1, -1] = 255
+    assert not torch.allclose(encoder({"image": black}, lead=1), encoder({"image": corner}, lead=1))
+    predictions = Decoder(CONFIG, space, encoder.view, (32, 12))(torch.randn(2, 44))
+    assert predictions["image"].shape == (2, 21, 40, 1)
 
 
 # ---- running statistics -----------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from agents.random_agent import RandomAgent, RandomConfig
 from mbrl.checkpoint import Checkpoints
 from mbrl.driver import Driver
 from mbrl.errors import UserError
-from mbrl.spaces import space_from_json, space_to_json
+from mbrl.spaces import space_to_json
 from mbrl.training import TrainConfig, train
 
 
@@ -89,21 +89,3 @@ def test_only_known_classes_are_built_from_a_checkpoint(tmp_path: Path) -> None:
     Checkpoints(tmp_path, {}, starting=True).save(1, {"model": {}}, {}, NoReplay(), about)
     with pytest.raises(UserError, match="os:system"):
         agents.load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "space",
-    [
-        spaces.Box(-np.inf, np.array([1, 2], np.float32), (2,), np.float32),
-        spaces.Box(0, 255, (4, 4, 3), np.uint8),
-        spaces.Discrete(3, start=-1),
-        spaces.Dict({"b": spaces.Discrete(2), "a": spaces.Box(-1, 1, (0,))}),
-    ],
-)
-def test_spaces_survive_json(space: Any) -> None:
-    import json
-
-    back = space_from_json(json.loads(json.dumps(space_to_json(space))))
-    assert back == space
-    if isinstance(space, spaces.Dict):
-        assert list(back.spaces) == list(space.spaces)  # type: ignore[attr-defined]
