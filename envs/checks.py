@@ -119,10 +119,12 @@ def calling(
 
 def explained(check: str, where: str, message: str) -> Finding:
     """An error whose message says what, why and, in its last sentence, how."""
-    what, _, mend = re.sub(r"\s+", " ", message).rpartition(". ")
-    if not what:
-        what, _, mend = message.rpartition("; ")
-    return Finding("error", check, f"{where}: {what or message}", mend or "as the message says")
+    message = re.sub(r"\s+", " ", message)
+    for end in (". ", "; "):
+        what, _, mend = message.rpartition(end)
+        if what:
+            return Finding("error", check, f"{where}: {what}", mend)
+    return Finding("error", check, f"{where}: {message}", "as the message says")
 
 
 def _raised(check: str, where: str, error: BaseException) -> Finding:
@@ -479,10 +481,11 @@ class Sample:
         if not self.ends:
             return
         lengths = [length for length, _, _ in self.ends]
-        if np.mean([length <= self.repeat for length in lengths]) > 0.5:
-            what = f"{sum(length <= self.repeat for length in lengths)} of {len(lengths)} episodes ended with their "
-            what += "first action: there is nothing to plan ahead"
-            yield Finding("warning", "episode-length", what, "return terminated=False until the task is over")
+        short = sum(length <= self.repeat for length in lengths)
+        if short > 0.5 * len(lengths):
+            what = f"{short} of {len(lengths)} episodes ended with their first action: there is little to plan ahead"
+            severity = "warning" if short == len(lengths) else "note"
+            yield Finding(severity, "episode-length", what, "return terminated=False until the task is over")
         both = sum(terminated and truncated for _, terminated, truncated in self.ends)
         if both:
             what = f"{both} of {len(self.ends)} episodes were terminated and truncated at once; such an end counts as "

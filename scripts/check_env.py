@@ -144,8 +144,11 @@ def _lost(arguments: argparse.Namespace, where: str, code: int, stack: str) -> R
 
 def _frames(stack: str) -> list[str]:
     """Of the main thread, which faulthandler writes last; innermost first."""
+    import envs
+
     lines = stack.rpartition("most recent call first")[2].splitlines()
-    return [line.strip() for line in lines if line.startswith("  File")]
+    ours = (envs.__path__[0], __file__)
+    return [line.strip() for line in lines if line.startswith("  File") and not any(path in line for path in ours)]
 
 
 # ---- the examination ---------------------------------------------------------------------------

@@ -394,6 +394,12 @@ def test_large_observations_matter_where_nothing_normalises(file: str) -> None:
     assert checks == {"laptop": [], "debug": ["observation-scale"]}
 
 
+def test_an_update_that_is_not_finite(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.dreamer.Dreamer.update", lambda self, replay: {"train/loss/total": float("nan")})
+    [finding] = examine(f"{file}:Noisy")["findings"]
+    assert finding["severity"] == "error" and "train/loss/total" in finding["what"]
+
+
 def test_a_replay_larger_than_the_memory(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_env, "free_memory", lambda: 1_000_000)
     [finding] = examine(f"{file}:Noisy")["findings"]
@@ -411,7 +417,8 @@ def test_one_json_object_and_nothing_else(file: str, capfd: pytest.CaptureFixtur
 def test_a_hang_is_found(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check-env", f"{file}:Hanging", "--json", "--patience", "1"]) == 2
     [finding] = json.loads(capsys.readouterr().out)["findings"]
-    assert finding["check"] == "hang" and "step 5" in finding["what"] and "tried.py" in finding["what"]
+    assert finding["check"] == "hang" and "step 5" in finding["what"]
+    assert "tried.py" in finding["what"] and "check" not in finding["what"]
 
 
 def test_a_crash_is_found(file: str, capsys: pytest.CaptureFixture[str]) -> None:
