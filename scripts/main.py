@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train an agent on an environment; the same command continues an interrupted run",
     "evaluate": "whole episodes with a trained agent; returns as a table or as JSON",
     "doctor": "what this machine has: versions, device, threads, rendering, memory, environments",
+    "check-env": "whether an environment can be trained on; what would go wrong, and the line that mends it",
 }
 
 DISK = {
@@ -67,7 +68,7 @@ def fail(message: str) -> int:
 def run(command: str, argv: list[str], debug: bool) -> int:
     """Run one command; 0 when it did its work, 2 when the user can mend what went wrong."""
     try:
-        return int(importlib.import_module(f"scripts.{command}").main(argv) or 0)
+        return int(importlib.import_module(f"scripts.{command.replace('-', '_')}").main(argv) or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

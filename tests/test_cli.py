@@ -18,12 +18,12 @@ from scripts.main import main
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f"  {command} " in out for command in ("train", "evaluate", "doctor"))
+    assert all(f"  {command} " in out for command in ("train", "evaluate", "doctor", "check-env"))
 
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean `mbrl train`?" in refused(capsys, "trian")
-    assert "train, evaluate, doctor" in refused(capsys, "xyz")
+    assert "train, evaluate, doctor, check-env" in refused(capsys, "xyz")
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -54,9 +54,10 @@ def loaded_by(statement: str) -> set[str]:
     return set(out.stdout.split())
 
 
-def test_help_of_the_command_line_needs_neither_torch_nor_environments() -> None:
+@pytest.mark.parametrize("words", [["--help"], ["check-env", "--help"]])
+def test_help_of_the_command_line_needs_neither_torch_nor_environments(words: list[str]) -> None:
     heavy = {"torch", "gymnasium", "numpy", "mujoco", "dm_control", "matplotlib", "tyro"}
-    statement = "from scripts.main import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+    statement = f"from scripts.main import main\ntry: main({words})\nexcept SystemExit: pass"
     assert (
         not loaded_by(
             f"import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()):\n    exec({statement!r})"

@@ -94,7 +94,7 @@ def test_every_block_runs(file: str, tmp_path: Path) -> None:
 def test_the_readme_shows_the_main_commands_and_python() -> None:
     found = blocks("README.md")
     lines = [line for language, text in found if language == "bash" for line in text.splitlines()]
-    for start in ("make demo", "make test", "mbrl train", "mbrl evaluate", "mbrl doctor"):
+    for start in ("make demo", "make test", "mbrl train", "mbrl evaluate", "mbrl doctor", "mbrl check-env"):
         assert any(line.startswith(start) for line in lines), start
     assert next(len(text.strip().splitlines()) for language, text in found if language == "python") < 20
 
