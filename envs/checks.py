@@ -24,7 +24,7 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from envs import Name, make_env
 from envs.errors import EnvError
-from envs.wrappers import Env, Obs, Result
+from envs.wrappers import Env, Obs, Result, as_image
 
 Array = np.ndarray[Any, Any]
 Watch = Callable[[str], None]
@@ -196,13 +196,13 @@ def time_limit(env: Env) -> int | None:
 
 
 def check_images(space: spaces.Space[Any]) -> list[Finding]:
-    """Pictures that are not recognised as such, because only uint8 is."""
+    """What looks like a picture, but is not taken for one."""
     findings = []
     for path, leaf in _leaves(space):
-        if not isinstance(leaf, spaces.Box) or len(leaf.shape) != 3 or leaf.dtype == np.uint8:
+        if not isinstance(leaf, spaces.Box) or len(leaf.shape) != 3 or as_image(leaf) is not None:
             continue
         if sorted(leaf.shape)[1] >= 16 >= min(leaf.shape):
-            what = f"observation '{_key(path)}' {leaf.shape} looks like a picture, but is {leaf.dtype} and not uint8: "
+            what = f"observation '{_key(path)}' {leaf.shape} looks like a picture, but is {leaf.dtype}, neither uint8 nor in [0, 1]: "
             what += f"it is encoded as a vector of {np.prod(leaf.shape)} numbers"
             mend = "spaces.Box(0, 255, shape, np.uint8)  # and return (255 * picture).astype(np.uint8)"
             findings.append(Finding("warning", "image-type", what, mend))
@@ -400,7 +400,7 @@ class Sample:
             for part in path:
                 raw = raw[part]
             key, value = _key(path), np.asarray(raw)
-            if self._is_image(path) and value.dtype != np.uint8:
+            if isinstance(space, spaces.Box) and space.dtype == np.uint8 and value.dtype != np.uint8:
                 if value.dtype.kind == "f":
                     what = f"observation '{key}' is {value.dtype} {when}, its space says uint8: it is cut to whole "
                     what += "numbers, and a picture between 0 and 1 becomes black"
@@ -416,13 +416,6 @@ class Sample:
             elif not isinstance(space, spaces.Box) and not space.contains(int(raw) if value.ndim == 0 else raw):
                 what = f"observation '{key}' is {_short(raw)} {when}, which is not in {space}"
                 self._once("error", "observation-bounds", key, what, SPACE)
-
-    def _is_image(self, path: tuple[str | int, ...]) -> bool:
-        """Whether what is there becomes bytes on its way to the agent."""
-        assert isinstance(self.env.observation_space, spaces.Dict)
-        flat = self.env.observation_space.spaces
-        space = flat.get(_key(path)) if path else next(iter(flat.values()))
-        return space is not None and space.dtype == np.uint8
 
     def _once(self, severity: str, check: str, key: str, what: str, mend: str) -> None:
         self.odd.setdefault((check, key), Finding(severity, check, what, mend))

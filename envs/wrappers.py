@@ -81,7 +81,7 @@ def _leaves(space: spaces.Space[Any], path: tuple[str | int, ...]) -> list[Leaf]
             f"Observation space {type(space).__name__}{where} is not supported; supported are {SUPPORTED}. "
             "Wrap the environment with gymnasium.wrappers.TransformObservation to turn it into one of these."
         )
-    if (image := _image(space)) is not None:
+    if (image := as_image(space)) is not None:
         return [(key or "image", path, *image)]
     with np.errstate(over="ignore"):  # unbounded float64 boxes may be +-1.8e308
         low, high = (np.atleast_1d(bound).astype(np.float32) for bound in (space.low, space.high))
@@ -92,7 +92,7 @@ def _float32(value: Any) -> Any:
     return np.array(value, np.float32, ndmin=1)
 
 
-def _image(space: spaces.Box) -> tuple[spaces.Box, Callable[[Any], Any]] | None:
+def as_image(space: spaces.Box) -> tuple[spaces.Box, Callable[[Any], Any]] | None:
     """Height x width x channels, uint8, from what is a picture: uint8, or floats in [0, 1].
 
     Channels may come first or last or, in grey pictures, not at all; stacked frames become channels. What

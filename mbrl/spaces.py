@@ -165,6 +165,12 @@ def first_row(batch: Any) -> Any:
     return tuple(map(first_row, batch)) if isinstance(batch, tuple) else batch[0]
 
 
+def count_unlimited(space: gym.Space[Any]) -> int:
+    """Continuous dimensions of an action space that lack a finite bound."""
+    boxes = [leaf for leaf in _action_leaves(space) if isinstance(leaf, spaces.Box)]
+    return sum(int(((box.low <= -UNLIMITED) | (box.high >= UNLIMITED)).sum()) for box in boxes)
+
+
 def finite_bounds(space: spaces.Box) -> tuple[Array, Array]:
     """Bounds, each of the space's shape, where those that are infinite are 2 away from the other, or -1 and 1."""
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)

@@ -219,7 +219,7 @@ class Rehearsal:
     def plan(self) -> None:
         """Driver, agent and replay as training would make them."""
         from agents import make_agent
-        from envs.checks import Broken, Finding, explained
+        from envs.checks import Broken, explained
         from mbrl.driver import Driver, autoreset_mode
         from mbrl.errors import UserError
         from mbrl.replay import Replay
@@ -229,8 +229,7 @@ class Rehearsal:
         try:
             spec = ActionSpec.of(actions)
         except UserError as error:
-            mend = "self.action_space = spaces.Box(-1, 1, shape, np.float32)  # or spaces.Discrete(n); scale in step()"
-            raise Broken(Finding("error", "action-space", str(error), mend)) from error
+            raise Broken(explained("action-space", "actions", str(error))) from error
         try:
             self.driver = Driver(self.envs)
             self.agent: Any = make_agent(AGENT, self.config, space, actions)
@@ -258,6 +257,7 @@ class Rehearsal:
     def find(self, measured: Report) -> list[Finding]:
         """What the plan and the sample together tell."""
         from envs.checks import Finding
+        from mbrl.spaces import count_unlimited
         from scripts.train import size
 
         findings = []
@@ -268,6 +268,12 @@ class Rehearsal:
             what += "small differences between large values are lost"
             mend = f"mbrl train {self.arguments.env} --preset {self.arguments.preset} --config.model.normalise"
             findings.append(Finding("warning", "observation-scale", what, mend))
+        unlimited = count_unlimited(self.envs.single_action_space)
+        if unlimited:
+            what = f"{unlimited} of the action's dimensions have no finite bounds: they are driven between -1 and 1, or "
+            what += "within 2 of their one bound"
+            mend = "self.action_space = spaces.Box(low, high)  # the range that matters"
+            findings.append(Finding("warning", "action-bounds", what, mend))
         needed, free = self.planned["replay_bytes"], free_memory()
         if free is not None and needed > 0.8 * free:
             what = f"the replay will take {size(needed)} of {size(free)} of memory that are free"
