@@ -24,8 +24,9 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.spaces import Dict
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import CloudpickleWrapper, batch_space, concatenate, create_empty_array, iterate
+from gymnasium.vector.utils import CloudpickleWrapper, batch_space, iterate
 
 from envs.errors import EnvError
 from envs.wrappers import Env
@@ -55,7 +56,7 @@ class Fault:
 class RestartingVectorEnv(VectorEnv[Any, Any, Any]):
     """
     Args:
-        makers: one for each environment; called again for each restart.
+        makers: one for each environment, with a flat Dict of observations; called again for each restart.
         parallel: a process for each environment.
         timeout: seconds that a step may take. An environment in this process cannot be timed out.
         memory_limit: MB of resident memory; a process that holds more is replaced when its episode is over.
@@ -96,6 +97,7 @@ class RestartingVectorEnv(VectorEnv[Any, Any, Any]):
                 raise EnvError(f"Environment {i} could not be created: {answer.text}") from answer.error
             if answer[:2] != answers[0][:2]:
                 raise EnvError(f"Environment {i} has other spaces than environment 0: {answer[:2]}, {answers[0][:2]}.")
+        self.single_observation_space: Dict
         self.single_observation_space, self.single_action_space, metadata, self.render_mode = answers[0]
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
@@ -276,10 +278,10 @@ class RestartingVectorEnv(VectorEnv[Any, Any, Any]):
                 answers[i] = Fault(f"a timeout: no answer within {timeout:g} seconds")
         return answers
 
-    def _batch(self) -> Any:
+    def _batch(self) -> dict[str, np.ndarray[Any, Any]]:
         """The rows' observations as arrays (N, ...) that are the caller's."""
-        empty: Any = create_empty_array(self.single_observation_space, self.num_envs, fn=np.zeros)
-        return concatenate(self.single_observation_space, self._obs, empty)
+        spaces = self.single_observation_space.spaces.items()
+        return {key: np.array([obs[key] for obs in self._obs], space.dtype) for key, space in spaces}
 
 
 class Local:
@@ -328,6 +330,19 @@ class Local:
                 gymnasium.logger.warn(f"An environment could not be closed: {_summary(error)}")
 
 
+def _lean(value: Any) -> Any:
+    """A step's or reset's answer with plain arrays as bytes, which are pickled twenty times as fast."""
+    arrays = {key: np.asarray(array) for key, array in value[0].items()}
+    obs = {key: (array.dtype.str, array.shape, array.tobytes()) for key, array in arrays.items()}
+    return (obs, *value[1:])
+
+
+def _full(value: Any) -> Any:
+    """The inverse of `_lean`."""
+    obs = {key: np.frombuffer(data, dtype).reshape(shape) for key, (dtype, shape, data) in value[0].items()}
+    return (obs, *value[1:])
+
+
 class Process:
     """An environment in a process of its own, which ends with its parent, however that ends."""
 
@@ -351,10 +366,11 @@ class Process:
             self._process.start()
         theirs.close()
         self.running = self.fresh = True
-        self._described = False
+        self._described = self._has_obs = False
 
     def send(self, command: str, argument: Any) -> None:
         self.fresh = self.fresh and command != "reset"
+        self._has_obs = command in ("step", "reset")
         with suppress(OSError):  # dead: `receive` finds out
             self._pipe.send_bytes(pickle.dumps((command, argument), pickle.HIGHEST_PROTOCOL))
 
@@ -365,6 +381,8 @@ class Process:
     def receive(self) -> Any:
         try:
             answer = pickle.loads(self._pipe.recv_bytes())
+            if self._has_obs and not isinstance(answer, Fault):
+                answer = _full(answer)
         except (EOFError, OSError):
             return Fault(self._death())
         except Exception as error:  # of a class that is unknown here
@@ -433,6 +451,8 @@ def _work(make: CloudpickleWrapper, pipe: connection.Connection) -> None:
         if command == "close":
             break
         answer = _obey(env, command, argument)
+        if command in ("step", "reset") and not isinstance(answer, Fault):
+            answer = _lean(answer)
     if env is not None:
         env.close()
 
