@@ -7,26 +7,22 @@ A name is a Gymnasium id, `dmc/walker-walk` (or `dm_control/walker-walk-v0`), `m
 `path/to/file.py:Class` (or a function in it that returns an environment), or, in Python, a callable.
 """
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import create_empty_array
 
 from envs import dmc, gym
 from envs.errors import EnvError
+from envs.vector import RestartingVectorEnv as Vector
+from envs.vector import StepResult
 from envs.wrappers import ActionRepeat, Env, FlatDict, Resumable, State
 
 __all__ = ["EnvError", "Name", "get_states", "make_env", "make_envs", "restore", "set_states"]
 
 Name = str | Callable[..., Any]
-Vector = SyncVectorEnv[Any, Any] | AsyncVectorEnv[Any, Any]
-StepResult = tuple[Any, Any, Any, Any, dict[str, Any]]
 
 
 def make_env(
@@ -60,40 +56,26 @@ def make_env(
     return Resumable(FlatDict(ActionRepeat(env, repeat) if repeat > 1 else env), repeat)
 
 
-def make_envs(name: Name, num_envs: int, *, parallel: bool = False, **kwargs: Any) -> Vector:
+def make_envs(
+    name: Name,
+    num_envs: int,
+    *,
+    parallel: bool = False,
+    timeout: float = 60.0,
+    memory_limit: float | None = None,
+    **kwargs: Any,
+) -> Vector:
     """Several copies of an environment; in processes of their own if `parallel`. See make_env for `kwargs`.
 
-    Episodes that end are reset by the next step (NEXT_STEP). The result has an attribute `action_repeat`.
+    Episodes that end are reset by the next step (NEXT_STEP). An environment that breaks is replaced: see
+    RestartingVectorEnv, also for `timeout` (seconds a step) and `memory_limit` (MB a process). The result has an
+    attribute `action_repeat`.
     """
     if num_envs < 1:
         raise EnvError(f"num_envs must be 1 or more, not {num_envs}.")
-    makers = [partial(make_env, name, **kwargs)] * num_envs
-    if not parallel:
-        envs: Vector = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
-    else:
-        try:
-            with _deaf_to_interrupts():
-                envs = AsyncVectorEnv(makers, context="spawn", autoreset_mode=AutoresetMode.NEXT_STEP)
-        except (EOFError, ConnectionError) as error:
-            raise EnvError(
-                "A worker process died while it started; its own message is above. "
-                "If this is a script of yours, put what it runs under: if __name__ == '__main__':"
-            ) from error
-    envs.action_repeat = envs.get_attr("action_repeat")[0]  # type: ignore[union-attr]
+    envs = Vector([partial(make_env, name, **kwargs)] * num_envs, parallel, timeout, memory_limit)
+    envs.action_repeat = envs.get_attr("action_repeat")[0]  # type: ignore[attr-defined]
     return envs
-
-
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes started meanwhile ignore Ctrl-C: whoever owns them decides when they end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 def get_states(envs: Vector) -> list[State]:

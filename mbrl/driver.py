@@ -1,8 +1,11 @@
 """Driver: steps a Gymnasium vector environment and speaks Steps.
 
 A reset is an ordinary ``is_first`` step with zero action and zero reward, which is what Gymnasium's
-NEXT_STEP autoreset gives. SAME_STEP environments are converted here: the true last observation is read
-from ``final_obs`` and the reset follows as a step of its own.
+NEXT_STEP autoreset gives. The other modes are converted here. SAME_STEP: the true last observation is read
+from ``final_obs`` and the reset follows as a step of its own. DISABLED: the driver resets.
+
+Where an environment broke and was restarted (``info["env_restarts"]``, see ``faults``), the step that failed
+is left out: its row is the new episode's reset, and the step before it was the old episode's last.
 
 N parallel environments, A action dims.
 """
@@ -28,17 +31,16 @@ def autoreset_mode(envs: VectorEnv[Any, Any, Any]) -> AutoresetMode:
     """How these environments reset themselves.
 
     Raises:
-        UserError: not at all, or in a way that their metadata do not name.
+        UserError: in a way that their metadata do not name.
     """
     mode = envs.metadata.get("autoreset_mode")
     if isinstance(mode, str) and mode in {known.value for known in AutoresetMode}:
         mode = AutoresetMode(mode)
-    if mode in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
-        assert isinstance(mode, AutoresetMode)
+    if isinstance(mode, AutoresetMode):
         return mode
     raise UserError(
         f"the vector environment {type(envs).__name__} has the autoreset mode {mode}, and an episode's end "
-        "would be misread; supported are NEXT_STEP and SAME_STEP. "
+        "would be misread; supported are NEXT_STEP, SAME_STEP and DISABLED. "
         "Create it with envs.make_envs, or pass autoreset_mode=AutoresetMode.NEXT_STEP "
         "(a foreign one: set metadata['autoreset_mode'])."
     )
@@ -67,7 +69,17 @@ class Driver:
         self.action_repeat = action_repeat or read_action_repeat(envs)
         self.decisions = 0
         """Actions that were executed, over all environments; resets do not count."""
-        self._same_step = autoreset_mode(envs) is AutoresetMode.SAME_STEP
+        self.faults: dict[int, str] = {}
+        """Environments that were restarted in the last step or reset, and why."""
+        self.restarts = 0
+        """How often, over all environments: one may need several tries."""
+        mode = autoreset_mode(envs)
+        self._same_step, self._disabled = mode is AutoresetMode.SAME_STEP, mode is AutoresetMode.DISABLED
+        self._resets_rows = (
+            self._disabled  # by Gymnasium's definition
+            or isinstance(envs.unwrapped, SyncVectorEnv | AsyncVectorEnv)
+            or bool(envs.metadata.get("reset_mask"))
+        )
         self._done = np.zeros(self.num_envs, bool)  # the next record is the first of an episode
         self._waiting = np.zeros(self.num_envs, bool)  # of those, already reset: their record is due
         self._reset_obs: dict[str, Tensor] = {}
@@ -79,7 +91,9 @@ class Driver:
 
     def reset(self, seed: int | None = None) -> Steps:
         """-> Steps (N,), all ``is_first``."""
-        obs, _ = self.envs.reset(seed=seed)
+        self.faults, self.restarts = {}, 0
+        obs, info = self.envs.reset(seed=seed)
+        self._heed(info)
         self._done = np.zeros(self.num_envs, bool)
         self._waiting = np.zeros(self.num_envs, bool)
         return self._first(self._read(obs))
@@ -88,6 +102,10 @@ class Driver:
         """Action (N, A) -> Steps (N,); where the last step ended an episode, the action is ignored."""
         action = action.detach().to("cpu", torch.float32)
         assert action.shape == (self.num_envs, self.action_spec.size), action.shape
+        self.faults, self.restarts = {}, 0
+        if self._disabled and (due := self._done & ~self._waiting).any():
+            self._reset_obs = self._read(self._reset_rows(None, due))
+            self._waiting = self._done.copy()
         if self._waiting.all():
             self._done[:] = self._waiting[:] = False
             return self._first(self._reset_obs)
@@ -95,6 +113,10 @@ class Driver:
         first, waiting = self._done, self._waiting
         action = torch.where(torch.from_numpy(first)[:, None], 0.0, action).clamp(-1, 1)
         raw, reward, terminated, truncated, info = self.envs.step(self.action_spec.to_env(action))
+        cut = self._heed(info) & ~first
+        if cut.any():
+            first, waiting = first | cut, waiting | cut
+            action = torch.where(torch.from_numpy(cut)[:, None], 0.0, action)
         terminated = np.asarray(terminated, bool) & ~first
         last = (terminated | np.asarray(truncated, bool)) & ~first
         reward = self._read_reward(reward, first)
@@ -124,10 +146,11 @@ class Driver:
         rows = ~np.array(restored, bool)
         if self._same_step:
             rows |= last.is_last.numpy()  # restored as they ended; this mode would have reset them already
-        if rows.any() and not isinstance(self.envs.unwrapped, SyncVectorEnv | AsyncVectorEnv):
+        self.faults, self.restarts = {}, 0
+        if rows.any() and not self._resets_rows:
             rows[:] = True  # a foreign vector environment resets all or none
         if rows.any():
-            raw = self.envs.reset()[0] if rows.all() else self._reset_rows(None, rows)
+            raw = self._reset_rows(None, rows) if self._resets_rows else self.envs.reset()[0]
             self._reset_obs = self._read(raw)
         self._done, self._waiting = rows | last.is_last.numpy(), rows
         return [not row for row in rows]
@@ -139,14 +162,22 @@ class Driver:
         return Steps(obs, action, torch.zeros(n), torch.ones(n, dtype=torch.bool), no, no.clone())
 
     def _reset_rows(self, raw: Any, rows: Array) -> Any:
-        """Reset these environments alone.
+        """Reset these environments alone, which took one idle action since their first reset.
 
-        A vector environment that is not Gymnasium's own cannot; its rows took one idle action after
-        their reset, and their episode begins with what that led to.
+        A foreign vector environment with SAME_STEP cannot; its episodes begin with what that led to.
         """
-        if isinstance(self.envs.unwrapped, SyncVectorEnv | AsyncVectorEnv):
-            return self.envs.reset(options={"reset_mask": rows.copy()})[0]
+        if not self._resets_rows:
+            return raw
+        raw, info = self.envs.reset(options={"reset_mask": rows.copy()})
+        self._heed(info)
         return raw
+
+    def _heed(self, info: dict[str, Any]) -> Array:
+        """Remember the restarts that ``info`` tells of -> the rows (N,) of them."""
+        count = np.asarray(info.get("env_restarts", np.zeros(self.num_envs, int)))
+        self.faults |= {int(i): str(info["env_fault"][i]) for i in np.flatnonzero(count)}
+        self.restarts += int(count.sum())
+        return count > 0
 
     def _with_final(self, obs: dict[str, Tensor], info: dict[str, Any], last: Array) -> dict[str, Tensor]:
         """The observations, with the true last one of each episode that ended in this step."""

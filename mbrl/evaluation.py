@@ -1,7 +1,12 @@
-"""evaluate(): the returns of whole episodes, without a trace in the training run."""
+"""evaluate(): the returns of whole episodes, without a trace in the training run.
+
+An episode whose environment broke and was restarted counts for nothing; another takes its place.
+"""
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +14,12 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from mbrl.driver import Driver
+from mbrl.errors import UserError
 from mbrl.interfaces import Agent
 from mbrl.randomness import own_randomness
+
+TRIES = 4
+"""Of an episode whose environment breaks; then it is left out."""
 
 
 class Interrupted(Exception):
@@ -24,18 +33,22 @@ def evaluate(
     episodes: int | None = None,
     explore: bool = False,
     stop: Callable[[], bool] = lambda: False,
+    note: Callable[[str], None] = warnings.warn,
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Undiscounted returns (episodes,), one episode per environment unless told otherwise.
 
     Each environment contributes its fixed share of episodes, so short episodes are not over-counted.
-    The same agent, environments and seed give the same returns.
+    The same agent, environments and seed give the same returns. Where environments broke, ``note`` is told
+    how many episodes were repeated, and how many are missing in the result.
 
     Raises:
         Interrupted: ``stop()`` became true.
+        UserError: the environments broke in every episode.
     """
     episodes = envs.num_envs if episodes is None else episodes
     share = [episodes // envs.num_envs + (i < episodes % envs.num_envs) for i in range(envs.num_envs)]
-    returns: list[list[float]] = [[] for _ in share]
+    returns: list[list[float]] = [[] for _ in share]  # NaN: left out
+    broken, repeated, fault = [0] * envs.num_envs, 0, ""
     with own_randomness(seed):
         driver = Driver(envs)
         step, state = driver.reset(seed), agent.initial_state(envs.num_envs)
@@ -45,9 +58,23 @@ def evaluate(
                 raise Interrupted
             action, state = agent.act(step, state, explore)
             step = driver.step(action)
+            for row, fault in driver.faults.items():  # noqa: B007  the last one is told
+                running[row], broken[row] = 0.0, broken[row] + 1
+                repeated += len(returns[row]) < share[row]
+                if broken[row] % TRIES == 0:
+                    returns[row].append(np.nan)
             running += step.reward.numpy()
             for i in np.flatnonzero(step.is_last.numpy()):
                 if len(returns[i]) < share[i]:
                     returns[i].append(float(running[i]))
-                running[i] = 0.0
-    return np.array([value for done in returns for value in done])
+                running[i], broken[i] = 0.0, 0
+    every = np.array([value for done, wanted in zip(returns, share, strict=True) for value in done[:wanted]])
+    missing = sum(map(math.isnan, every))
+    if missing == len(every):
+        raise UserError(f"the evaluation has no result: environments broke in every episode, the last with {fault}")
+    if repeated:
+        note(
+            f"evaluation: environments broke {repeated} times, the last with {fault}\nThose episodes were repeated, "
+            f"but for {missing} of {episodes} that are left out"
+        )
+    return every[~np.isnan(every)]

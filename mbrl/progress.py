@@ -33,3 +33,5 @@ class Progress:
     """Of episodes finished since the last line."""
     scores: Scores = field(default_factory=dict)
     best: float | None = None
+    env_restarts: int = 0
+    """Of environments that broke, since the start of the run."""

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from mbrl.training import Trainer
 
 
-def suspend(trainer: Trainer) -> dict[str, Any]:
-    """The loop between two iterations; the agent and the replay save themselves."""
+def suspend(trainer: Trainer, env_states: bool = True) -> dict[str, Any]:
+    """The loop between two iterations; the agent and the replay save themselves.
+
+    Without the environments' states, the unfinished episodes are cut when the run goes on.
+    """
     return {
         "progress": {**vars(trainer.progress), "wall": trainer.wall},
         "step": as_tensors(trainer.step),
@@ -32,7 +35,7 @@ def suspend(trainer: Trainer) -> dict[str, Any]:
         "decisions": trainer.driver.decisions,
         "generator": trainer.generator.bit_generator.state,
         "randomness": get_randomness(),
-        "envs": _env_states(trainer),
+        "envs": _env_states(trainer) if env_states else [],
         "lines": {path.name: path.stat().st_size for path in _line_files(trainer)},
     }
 

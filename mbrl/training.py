@@ -9,7 +9,8 @@ environment. N parallel environments, A action dims.
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,7 @@ class Trainer:
         self.progress.next_log = self.config.log_every
         self.progress.next_eval = self.config.eval_every
         self.step = self.driver.reset(self.seed)
+        self._heed_restarts()
         self.state = self.agent.initial_state(self.driver.num_envs)
         self._decide()
 
@@ -218,7 +220,9 @@ class Trainer:
 
     def _interact(self) -> None:
         progress, before = self.progress, self.driver.decisions
-        self.step = self.driver.step(self.action)
+        with self._saved_on_error(env_states=False):  # some may have made the step, others not
+            self.step = self.driver.step(self.action)
+        self._heed_restarts()
         self._decide()
         if progress.learning:
             progress.owed += self.config.update_ratio * (self.driver.decisions - before)
@@ -235,6 +239,33 @@ class Trainer:
                 self.log.episode(self.driver.env_steps, score, progress.running_length[i])
                 progress.returns.append(score)
                 progress.running_return[i], progress.running_length[i] = 0.0, 0
+
+    def _heed_restarts(self) -> None:
+        """Where an environment broke and was restarted, its episode ends, truncated, with the last good step."""
+        progress = self.progress
+        before, progress.env_restarts = progress.env_restarts, progress.env_restarts + self.driver.restarts
+        for i in self.driver.faults:
+            self.replay.close_episode(i)
+            progress.running_return[i], progress.running_length[i] = 0.0, 0
+        if progress.env_restarts.bit_length() > before.bit_length():  # the 1st, 2nd, 4th, 8th, ...
+            i, fault = next(iter(self.driver.faults.items()))
+            self.note(
+                f"environment {i} broke at step {self.driver.env_steps} and was restarted; an unfinished episode ends "
+                f"there, as if truncated (restarts so far: {progress.env_restarts}): {fault}"
+            )
+
+    @contextmanager
+    def _saved_on_error(self, env_states: bool) -> Iterator[None]:
+        """A broken environment must not cost the run: whatever is raised inside, a checkpoint is written."""
+        try:
+            yield
+        except Interrupted:
+            raise
+        except Exception:
+            if self.checkpoints is not None:
+                self._save(env_states)
+                self.note("the run was saved before the error, and the same command continues it")
+            raise
 
     def _learn(self) -> None:
         """Do the updates that are owed; a request to stop leaves the rest for later."""
@@ -283,10 +314,16 @@ class Trainer:
         metrics = self._averages()
         ratio = progress.updates / max(1, self.driver.decisions)
         times = {"time/fps": self._fps(), "time/updates": progress.updates, "time/replay_ratio": ratio}
-        self.log.scalars(step, {**metrics, **times, "time/seconds": self.wall})
+        self.log.scalars(step, {**metrics, **times, "time/seconds": self.wall, **self._about_envs()})
         self._show(metrics)
         progress.sums, progress.counts, progress.returns = {}, {}, []
         progress.next_log = next_multiple(step, self.config.log_every)
+
+    def _about_envs(self) -> Metrics:
+        """Restarts since the start of the run, and the largest environment process, where there are some."""
+        memory: list[float] = getattr(self.driver.envs.unwrapped, "worker_memory", list)()
+        size: Metrics = {"env/worker_rss_mb": max(memory)} if memory else {}
+        return {"train/env_restarts": float(self.progress.env_restarts), **size}
 
     def _fps(self) -> float:
         seconds = time.monotonic() - self.shown_at
@@ -337,10 +374,11 @@ class Trainer:
             if self.screen is not None:
                 self.screen.heartbeat(f"step {step}, evaluating {episodes} episodes")
             try:
-                scores = {
-                    mode: evaluate(self.agent, envs, seed, episodes, mode == "sample", stop).tolist()
-                    for mode in ("mode", "sample")
-                }
+                with self._saved_on_error(env_states=True):
+                    scores = {
+                        mode: evaluate(self.agent, envs, seed, episodes, mode == "sample", stop, self.note).tolist()
+                        for mode in ("mode", "sample")
+                    }
             except Interrupted:
                 return
             for mode, returns in scores.items():
@@ -366,10 +404,10 @@ class Trainer:
             notes=self.notes,
         )
 
-    def _save(self) -> None:
+    def _save(self, env_states: bool = True) -> None:
         assert self.checkpoints is not None
         agent_state, step = self.agent.state_dict(), self.driver.env_steps
-        self.checkpoints.save(step, agent_state, suspend(self), self.replay, self._about())
+        self.checkpoints.save(step, agent_state, suspend(self, env_states), self.replay, self._about())
         write_status(self.checkpoints.directory, "running", step=step, seconds=round(self.wall, 1))
         self.saved_at, self.score = time.monotonic(), None
 

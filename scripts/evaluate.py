@@ -45,7 +45,9 @@ def main(argv: list[str]) -> None:
     with_envs = envs.make_envs(env, min(options.episodes, PARALLEL), action_repeat=repeat)
     try:
         scores = {
-            mode: summary(evaluate(policy.agent, with_envs, options.seed, options.episodes, mode == "sample"))
+            mode: summary(
+                evaluate(policy.agent, with_envs, options.seed, options.episodes, mode == "sample", note=say)
+            )
             for mode in options.mode
         }
     finally:
@@ -59,6 +61,10 @@ def main(argv: list[str]) -> None:
     if options.video is not None:
         frames = film(policy.agent, env, repeat, options.seed, options.video)
         print(f"{options.video}: {frames} frames", file=sys.stderr)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -100,7 +100,8 @@ def test_missing_extra(
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("NanObservation", "is nan in environment 0"),
+        ("NanObservation", "Environment 0 broke 4 times"),
+        ("NanObservation", "the observation 'state' is nan"),
         ("NanReward", "reward is nan"),
         ("WrongShape", "shape"),
         ("WrongType", "type"),

@@ -1,59 +1,19 @@
-"""A countable environment and a tiny agent with everything that a real one has: memory, noise, optimiser."""
+"""A tiny agent with everything that a real one has: memory, noise, optimiser."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
+from toy_envs import Counting, Seeded
 
 from mbrl.replay import Replay
 from mbrl.spaces import ActionSpec, vector_size
 from mbrl.steps import Steps
 
-
-class Counting(gymnasium.Env[Any, Any]):
-    """Observes (step of the episode, episode, last action, a random number).
-
-    Each step is rewarded with its number. Episodes last ``length`` steps and one more each time; odd ones
-    terminate, even ones are truncated.
-    """
-
-    observation_space = spaces.Dict({"state": spaces.Box(-np.inf, np.inf, (4,), np.float32)})
-    action_space = spaces.Box(-1, 1, (1,), np.float32)
-
-    def __init__(self, length: int = 3) -> None:
-        self.length, self.time, self.episode = length, 0, -1
-        self.log: list[tuple[Any, float, float | None, bool, bool]] = []
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.time, self.episode = 0, self.episode + 1
-        return self._observe(0.0, None, False, False), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.time += 1
-        over = self.time >= self.length + self.episode
-        terminated, truncated = over and self.episode % 2 == 1, over and self.episode % 2 == 0
-        obs = self._observe(float(action[0]), float(self.time), terminated, truncated)
-        return obs, float(self.time), terminated, truncated, {}
-
-    def _observe(self, action: float, reward: float | None, terminated: bool, truncated: bool) -> Any:
-        state = np.array([self.time, self.episode, action, self.np_random.random()], np.float32)
-        self.log.append((state, action, reward, terminated, truncated))
-        return {"state": state}
-
-
-class Seeded(Counting):
-    """Episodes of random lengths that depend on the seed alone, not on how often it was reset before."""
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.episode, self.length = 1, int(self.np_random.integers(3, 12))
-        return self._observe(0.0, None, False, False), {}
+__all__ = ["Counting", "ListLog", "Seeded", "ToyAgent", "make_agent", "make_replay"]
 
 
 class ToyAgent:

@@ -1,0 +1,559 @@
+"""RestartingVectorEnv: environments side by side, of which a broken one is replaced and the others go on.
+
+An environment breaks when it raises, returns NaN or infinity, and, in a process of its own, also when it hangs
+or dies. Its row then ends as truncated, with the last good observation and reward 0; `info` says how often it
+was restarted (`env_restarts`) and why (`env_fault`), and the next reset gives that row a new environment. After
+MAX_RESTARTS restarts of one environment with fewer than GOOD_STEPS good steps between them an EnvError ends it.
+
+N environments. The parent decides who steps and who resets; a worker only does what it is told.
+"""
+
+import os
+import pickle
+import select
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Dict
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import CloudpickleWrapper, batch_space, iterate
+
+from envs.errors import EnvError
+from envs.wrappers import Env
+
+MAX_RESTARTS = 3
+GOOD_STEPS = 50
+RESET_PATIENCE = 10  # a reset, which may load a level or play an episode again, gets so many times a step's timeout
+START_SECONDS = 120.0  # for a process to import everything and make its environment
+CLOSE_SECONDS = 5.0  # for all processes together to close their environments
+SLICES = 10  # a timeout is waited for in parts: of a process stopped by Ctrl-Z and continued, one part is lost
+FRAMES = 4  # of a traceback, the innermost ones
+
+Make = Callable[[], Env]
+StepResult = tuple[Any, Any, Any, Any, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why an environment did not answer as it should."""
+
+    text: str
+    """The error with the innermost lines of its traceback."""
+    error: Exception | None = None
+    """What it raised, where that can be sent from process to process."""
+
+
+class RestartingVectorEnv(VectorEnv[Any, Any, Any]):
+    """
+    Args:
+        makers: one for each environment, with a flat Dict of observations; called again for each restart.
+        parallel: a process for each environment.
+        timeout: seconds that a step may take. An environment in this process cannot be timed out.
+        memory_limit: MB of resident memory; a process that holds more is replaced when its episode is over.
+
+    Raises:
+        EnvError: an environment cannot be made, or broke too often; holds its traceback.
+    """
+
+    def __init__(
+        self,
+        makers: Sequence[Make],
+        parallel: bool = False,
+        timeout: float = 60.0,
+        memory_limit: float | None = None,
+    ) -> None:
+        self.num_envs, self.timeout, self.memory_limit = len(makers), timeout, memory_limit
+        self.workers: list[Local | Process] = [(Process if parallel else Local)(make) for make in makers]
+        for worker in self.workers:
+            worker.start()
+        try:
+            self._describe(self._receive(range(self.num_envs), START_SECONDS))
+        except BaseException:
+            self.close()
+            raise
+        self._obs: list[Any] = [None] * self.num_envs
+        self._done = np.zeros(self.num_envs, bool)  # resets with the next step
+        self._seeds: list[int | None] = [None] * self.num_envs
+        self._good = [0] * self.num_envs  # steps since the last restart
+        self._restarts = [0] * self.num_envs  # with fewer than GOOD_STEPS between them
+        self._untold: dict[int, list[str]] = {}  # faults that no `info` has named yet
+
+    def _describe(self, answers: dict[int, Any]) -> None:
+        """Take spaces and metadata from the environments, which must agree."""
+        for i, answer in answers.items():
+            if isinstance(answer, Fault):
+                if isinstance(answer.error, EnvError):
+                    raise answer.error
+                raise EnvError(f"Environment {i} could not be created: {answer.text}") from answer.error
+            if answer[:2] != answers[0][:2]:
+                raise EnvError(f"Environment {i} has other spaces than environment 0: {answer[:2]}, {answers[0][:2]}.")
+        self.single_observation_space: Dict
+        self.single_observation_space, self.single_action_space, metadata, self.render_mode = answers[0]
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.metadata = {**metadata, "autoreset_mode": AutoresetMode.NEXT_STEP, "reset_mask": True}
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Environment i gets the seed plus i; `options["reset_mask"]` (N,) leaves the others as they are."""
+        mask = np.ones(self.num_envs, bool)
+        if options is not None and "reset_mask" in options:
+            options = dict(options)
+            mask = options.pop("reset_mask")
+        seeds = _spread(seed, self.num_envs)
+        rows = np.flatnonzero(mask).tolist()
+        self._prepare_reset(rows)
+        for i in rows:
+            self._seeds[i] = self._seeds[i] if seeds[i] is None else seeds[i]
+            self._begin_reset(i, seeds[i], options)
+        infos: dict[str, Any] = {}
+        for i, (obs, info) in self._end_resets(rows, options).items():
+            self._obs[i] = obs
+            infos = self._add_info(infos, info, i)
+        self._done[rows] = False
+        return self._batch(), self._tell(infos, rows)
+
+    def step(self, actions: Any) -> StepResult:
+        """A row whose episode ended in the last step is reset; its action is ignored."""
+        resets = np.flatnonzero(self._done).tolist()
+        self._prepare_reset(resets)
+        for i in resets:
+            self._begin_reset(i)
+        steps = []
+        for i, action in enumerate(iterate(self.action_space, actions)):
+            if i not in resets and i not in self._untold:
+                self.workers[i].send("step", action)
+                steps.append(i)
+        results = self._receive(steps, self.timeout)
+        for i in [i for i in steps if isinstance(results[i], Fault)]:
+            self._fail(i, results.pop(i))
+        broken = [i for i in self._untold if i not in resets]
+        for i in results:
+            self._good[i] += 1
+        results |= {i: (obs, 0.0, False, False, info) for i, (obs, info) in self._end_resets(resets).items()}
+        rewards, ends = np.zeros(self.num_envs), np.zeros((2, self.num_envs), bool)
+        infos: dict[str, Any] = {}
+        for i, result in results.items():
+            self._obs[i], rewards[i], ends[0, i], ends[1, i], info = result
+            infos = self._add_info(infos, info, i)
+        ends[1, broken] = True
+        self._done[:] = ends.any(0)
+        return self._batch(), rewards, ends[0], ends[1], self._tell(infos, range(self.num_envs))
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """A method of every environment, or an attribute's value.
+
+        Raises what an environment raises; one that dies meanwhile is restarted, and asked again.
+        """
+        return self._ask_all("call", [(name, args, kwargs)] * self.num_envs)
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        return self.call(name)
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """A list or tuple gives each environment its own value."""
+        values = list(values) if isinstance(values, list | tuple) else [values] * self.num_envs
+        if len(values) != self.num_envs:
+            raise ValueError(f"{len(values)} values of {name!r} for {self.num_envs} environments.")
+        self._ask_all("set", [(name, value) for value in values])
+
+    def render(self) -> tuple[Any, ...]:
+        return self.call("render")
+
+    def worker_memory(self) -> list[float]:
+        """Resident memory of each environment's process, MB; empty without processes, or where nobody tells."""
+        memory = [worker.memory() for worker in self.workers]
+        return [size for size in memory if size is not None]
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Ask the environments to close; processes that do not end soon are killed."""
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for worker in self.workers:
+            worker.ask_to_close()
+        for worker in self.workers:
+            worker.close(max(0.0, deadline - time.monotonic()))
+
+    def _prepare_reset(self, rows: Iterable[int]) -> None:
+        """Make new environments where they are broken, or their processes have grown too large."""
+        for i in rows:
+            if self.memory_limit is not None and (self.workers[i].memory() or 0.0) > self.memory_limit:
+                self.workers[i].kill()
+            self._start(i)
+
+    def _begin_reset(self, i: int, seed: int | None = None, options: Any = None) -> None:
+        seed = self._other_seed(i) if seed is None and self.workers[i].fresh else seed
+        self.workers[i].send("reset", (seed, options))
+
+    def _end_resets(self, rows: list[int], options: Any = None) -> dict[int, tuple[Any, dict[str, Any]]]:
+        """Each row's (observation, info); what breaks is replaced and reset again, as often as is allowed."""
+        results: dict[int, Any] = {}
+        while left := [i for i in rows if i not in results]:
+            results |= self._receive(left, self.timeout * RESET_PATIENCE)
+            broken = [i for i in left if isinstance(results[i], Fault)]
+            for i in broken:
+                self._fail(i, results.pop(i))
+            self._prepare_reset(broken)
+            for i in broken:
+                self._begin_reset(i, None, options)
+        return results
+
+    def _start(self, i: int) -> None:
+        while not self.workers[i].running:
+            self.workers[i].start()
+            answer = self._receive([i], START_SECONDS)[i]
+            if isinstance(answer, Fault):
+                self._fail(i, answer)
+
+    def _fail(self, i: int, fault: Fault) -> None:
+        """Remove an environment that broke, and count it.
+
+        Raises:
+            EnvError: too often.
+        """
+        self.workers[i].kill()
+        self._restarts[i] = 1 if self._good[i] >= GOOD_STEPS else self._restarts[i] + 1
+        self._good[i] = 0
+        if self._restarts[i] > MAX_RESTARTS:
+            raise EnvError(
+                f"Environment {i} broke {self._restarts[i]} times with fewer than {GOOD_STEPS} good steps in between; "
+                f"it is not restarted again. Correct the environment. The last fault: {fault.text}"
+            ) from fault.error
+        self._untold.setdefault(i, []).append(fault.text)
+
+    def _tell(self, infos: dict[str, Any], rows: Iterable[int]) -> dict[str, Any]:
+        """Add what happened to these rows, and forget it."""
+        for i in rows:
+            if texts := self._untold.pop(i, None):
+                infos = self._add_info(infos, {"env_restarts": len(texts), "env_fault": texts[-1]}, i)
+        return infos
+
+    def _other_seed(self, i: int) -> int | None:
+        """For a new environment: of the vector's seed, but not the old one's, whose episodes would come again."""
+        seed = self._seeds[i]
+        if seed is None:
+            return None
+        return int(np.random.SeedSequence([seed, self.workers[i].starts]).generate_state(1)[0])
+
+    def _ask_all(self, command: str, arguments: Sequence[Any]) -> tuple[Any, ...]:
+        answers: dict[int, Any] = {}
+        while left := [i for i in range(self.num_envs) if i not in answers]:
+            for i in left:
+                self._start(i)
+            for i in left:
+                self.workers[i].send(command, arguments[i])
+            received = self._receive(left, self.timeout * RESET_PATIENCE)
+            for i, answer in received.items():
+                if isinstance(answer, Fault) and not self.workers[i].running:
+                    self._fail(i, answer)
+                else:
+                    answers[i] = answer
+        for answer in answers.values():
+            if isinstance(answer, Fault):
+                raise answer.error or EnvError(answer.text)
+        return tuple(answers[i] for i in range(self.num_envs))
+
+    def _receive(self, rows: Iterable[int], timeout: float) -> dict[int, Any]:
+        """Everyone's answer, or the Fault in its place. They share the time, and none stays in a pipe."""
+        answers: dict[int, Any] = {}
+        slices = SLICES
+        for i in rows:
+            worker = self.workers[i]
+            while not (ready := worker.poll(timeout / SLICES if slices else 0.0)) and slices:
+                slices -= 1
+            if ready:
+                answers[i] = worker.receive()
+            else:
+                worker.kill()
+                answers[i] = Fault(f"a timeout: no answer within {timeout:g} seconds")
+        return answers
+
+    def _batch(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The rows' observations as arrays (N, ...) that are the caller's."""
+        spaces = self.single_observation_space.spaces.items()
+        return {key: np.array([obs[key] for obs in self._obs], space.dtype) for key, space in spaces}
+
+
+class Local:
+    """An environment in this process."""
+
+    running = False
+    fresh = True
+    """Never reset."""
+
+    def __init__(self, make: Make) -> None:
+        self.make, self.starts = make, 0
+        self.env: Env | None = None
+
+    def start(self) -> None:
+        """Make the environment; `receive` gives its description."""
+        self.starts += 1
+        self.running = self.fresh = True
+        self.env, self._answer = _make(self.make)
+
+    def send(self, command: str, argument: Any) -> None:
+        self.fresh = self.fresh and command != "reset"
+        self._answer = _obey(self.env, command, argument)
+
+    def poll(self, timeout: float) -> bool:
+        return True
+
+    def receive(self) -> Any:
+        return self._answer
+
+    def memory(self) -> float | None:
+        return None
+
+    def ask_to_close(self) -> None:
+        pass
+
+    def close(self, timeout: float) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        self.running = False
+        env, self.env = self.env, None
+        if env is not None:
+            try:
+                env.close()
+            except Exception as error:  # it is given up in any case
+                gymnasium.logger.warn(f"An environment could not be closed: {_summary(error)}")
+
+
+def _lean(value: Any) -> Any:
+    """A step's or reset's answer with plain arrays as bytes, which are pickled twenty times as fast."""
+    arrays = {key: np.asarray(array) for key, array in value[0].items()}
+    obs = {key: (array.dtype.str, array.shape, array.tobytes()) for key, array in arrays.items()}
+    return (obs, *value[1:])
+
+
+def _full(value: Any) -> Any:
+    """The inverse of `_lean`."""
+    obs = {key: np.frombuffer(data, dtype).reshape(shape) for key, (dtype, shape, data) in value[0].items()}
+    return (obs, *value[1:])
+
+
+class Process:
+    """An environment in a process of its own, which ends with its parent, however that ends."""
+
+    running = False
+    fresh = True
+    """Never reset."""
+
+    def __init__(self, make: Make) -> None:
+        self.make, self.starts = make, 0
+
+    def start(self) -> None:
+        """Start the process; `receive` gives the environment's description."""
+        self.starts += 1
+        context = get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._poller = select.poll()
+        self._poller.register(self._pipe.fileno(), select.POLLIN)
+        arguments = (CloudpickleWrapper(self.make), theirs)
+        self._process = context.Process(target=_work, args=arguments, name="environment", daemon=True)
+        with _deaf_to_interrupts():
+            self._process.start()
+        theirs.close()
+        self.running = self.fresh = True
+        self._described = self._has_obs = False
+
+    def send(self, command: str, argument: Any) -> None:
+        self.fresh = self.fresh and command != "reset"
+        self._has_obs = command in ("step", "reset")
+        with suppress(OSError):  # dead: `receive` finds out
+            self._pipe.send_bytes(pickle.dumps((command, argument), pickle.HIGHEST_PROTOCOL))
+
+    def poll(self, timeout: float) -> bool:
+        """Whether there is an answer, or the end."""
+        return bool(self._poller.poll(1000 * timeout))
+
+    def receive(self) -> Any:
+        try:
+            answer = pickle.loads(self._pipe.recv_bytes())
+            if self._has_obs and not isinstance(answer, Fault):
+                answer = _full(answer)
+        except (EOFError, OSError):
+            return Fault(self._death())
+        except Exception as error:  # of a class that is unknown here
+            return Fault(f"an answer that cannot be read: {_summary(error)}")
+        self._described = True
+        return answer
+
+    def memory(self) -> float | None:
+        """MB."""
+        try:
+            pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
+        except (OSError, ValueError, IndexError):  # not Linux, or just ended
+            return None
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    def ask_to_close(self) -> None:
+        if self.running:
+            self.send("close", None)
+
+    def close(self, timeout: float) -> None:
+        """Wait for the environment to close; kill it if it takes longer."""
+        if self.running:
+            connection.wait([self._process.sentinel], timeout)
+            self.kill()
+
+    def kill(self) -> None:
+        """End the process and those that it started, if it has not ended."""
+        if not self.running:
+            return
+        self.running = False
+        self._pipe.close()
+        try:
+            os.killpg(self._process.pid or 0, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):  # too young to lead a group of its own, or long gone
+            self._process.kill()
+        self._process.join()
+
+    def _death(self) -> str:
+        connection.wait([self._process.sentinel], 1.0)
+        self.kill()
+        code = self._process.exitcode or 0
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        text = f"its worker process ended by itself ({how})"
+        if code == -signal.SIGKILL:
+            return f"{text}; the system may have killed it for want of memory"
+        if not self._described:
+            return (
+                f"{text} while it started; its own message is above. If this is a script of yours, put what it runs "
+                "under: if __name__ == '__main__':"
+            )
+        return text
+
+
+def _work(make: CloudpickleWrapper, pipe: connection.Connection) -> None:
+    """A worker process: one answer to each command, until it is told to close or the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setpgrp()  # whoever signals the parent's group leaves us alone
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    env, answer = _make(make)
+    while True:
+        pipe.send_bytes(_pickled(answer))
+        try:
+            command, argument = pickle.loads(pipe.recv_bytes())
+        except EOFError:
+            return
+        if command == "close":
+            break
+        answer = _obey(env, command, argument)
+        if command in ("step", "reset") and not isinstance(answer, Fault):
+            answer = _lean(answer)
+    if env is not None:
+        env.close()
+
+
+def _follow_parent() -> None:
+    """Also in the middle of an endless step."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os.killpg(0, signal.SIGKILL)
+
+
+def _pickled(answer: Any) -> bytes:
+    if isinstance(answer, Fault):
+        answer = Fault(answer.text, _portable(answer.error))
+    try:
+        return pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # pickle raises anything
+        return pickle.dumps(Fault(f"an answer that cannot be sent: {_summary(error)}"))
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """The same error without what another process may not know."""
+    if error is not None and type(error).__module__ in ("builtins", EnvError.__module__):
+        with suppress(TypeError):
+            return type(error)(str(error))
+    return None
+
+
+def _make(make: Any) -> tuple[Env | None, Any]:
+    """The environment and its description, or None and a Fault."""
+    try:
+        env = make()
+        return env, (env.observation_space, env.action_space, dict(env.metadata), env.render_mode)
+    except Exception as error:
+        return None, _fault(error)
+
+
+def _obey(env: Any, command: str, argument: Any) -> Any:
+    """The answer to a command, or a Fault."""
+    try:
+        if command == "step":
+            result = env.step(argument)
+            wrong = _not_finite(result[0], result[1])
+            return result if wrong is None else Fault(wrong)
+        if command == "reset":
+            seed, options = argument
+            result = env.reset(seed=seed, options=options)
+            wrong = _not_finite(result[0])
+            return result if wrong is None else Fault(wrong)
+        if command == "set":
+            return env.set_wrapper_attr(*argument)
+        name, args, kwargs = argument
+        attribute = env.get_wrapper_attr(name)
+        return attribute(*args, **kwargs) if callable(attribute) else attribute
+    except Exception as error:
+        return _fault(error)
+
+
+def _not_finite(obs: dict[str, Any], reward: float = 0.0) -> str | None:
+    for key, value in obs.items():
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
+            return f"the observation {key!r} is {value[~np.isfinite(value)].flat[0]}"
+    return None if np.isfinite(reward) else f"the reward is {reward}"
+
+
+def _fault(error: Exception) -> Fault:
+    """With the innermost frames; where an error was raised from another, those of the other."""
+    lines, root = [_summary(error)], error
+    while isinstance(root.__cause__, Exception):
+        root = root.__cause__
+    if root is not error:
+        lines.append(f"which came from {_summary(root)}")
+    frames = [frame for frame in traceback.extract_tb(root.__traceback__) if frame.filename != __file__]
+    for frame in frames[-FRAMES:]:
+        lines.append(f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}: {frame.line}')
+    return Fault("\n".join(lines), error)
+
+
+def _summary(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _spread(seed: Any, n: int) -> list[int | None]:
+    """A seed for each environment."""
+    if seed is None:
+        return [None] * n
+    seeds = [seed + i for i in range(n)] if isinstance(seed, int | np.integer) else list(seed)
+    if len(seeds) != n:
+        raise ValueError(f"{len(seeds)} seeds for {n} environments.")
+    return seeds
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes started meanwhile ignore Ctrl-C: whoever owns them decides when they end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
