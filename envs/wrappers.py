@@ -93,19 +93,21 @@ def _float32(value: Any) -> Any:
 
 
 def _image(space: spaces.Box) -> tuple[spaces.Box, Callable[[Any], Any]] | None:
-    """Height x width x channels from that, from channels x height x width, or from a grey height x width."""
+    """Height x width x channels from that, from channels x height x width, or from a grey height x width.
+
+    None where a side is too short for a picture: a table of numbers.
+    """
     if space.dtype != np.uint8 or len(space.shape) not in (2, 3):
         return None
     to_last: Callable[[Any], Any]
     if len(space.shape) == 2:
-        if min(space.shape) < 16:
-            return None  # too small for a picture: a table of numbers
         to_last = lambda x: np.asarray(x, np.uint8)[..., None]  # noqa: E731
     elif space.shape[0] <= 16 and space.shape[0] < space.shape[2]:
         to_last = lambda x: np.moveaxis(np.asarray(x, np.uint8), 0, -1)  # noqa: E731
     else:
         to_last = lambda x: np.asarray(x, np.uint8)  # noqa: E731
-    return spaces.Box(to_last(space.low), to_last(space.high), dtype=np.uint8), to_last
+    low, high = to_last(space.low), to_last(space.high)
+    return (spaces.Box(low, high, dtype=np.uint8), to_last) if min(low.shape[:2]) >= 16 else None
 
 
 class ActionRepeat(gymnasium.Wrapper[Any, Any, Any, Any]):
