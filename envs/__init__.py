@@ -3,8 +3,13 @@
     env = make_env("dmc/walker-walk")
     envs = make_envs("CartPole-v1", num_envs=4, parallel=True)
 
-A name is a Gymnasium id, `dmc/walker-walk` (or `dm_control/walker-walk-v0`), `module:EnvId-v0`,
-`path/to/file.py:Class` (or a function in it that returns an environment), or, in Python, a callable.
+A name is a Gymnasium id (`CartPole-v1`, `ALE/Pong-v5`, `MiniGrid-Empty-5x5-v0`), `dmc/walker-walk` (or
+`dm_control/walker-walk-v0`), `crafter/reward`, `module:EnvId-v0`, `path/to/file.py:Class` (or a function in it
+that returns an environment), or, in Python, a callable.
+
+Another package adds a suite with an entry point in the group `mbrl.envs`: `metaworld = "my_adapter:make"` makes
+`metaworld/reach-v3` by `my_adapter.make("reach-v3", render_mode=...)`, which returns a gymnasium.Env. Names
+with the prefixes above stay what they are. See docs/environments.md.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +19,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector.utils import create_empty_array
 
-from envs import dmc, gym
+from envs import atari, crafter, dmc, gym
 from envs.errors import EnvError
 from envs.vector import RestartingVectorEnv as Vector
 from envs.vector import StepResult
@@ -35,8 +40,9 @@ def make_env(
 ) -> Env:
     """One environment with a flat Dict observation space and its own action space.
 
-    `action_repeat` is 2 for dm_control and 1 for the others unless given; `max_episode_steps` counts the
-    simulator's steps, repeats included; `render_size` is the side of dm_control's square pictures.
+    `action_repeat` is 2 for dm_control, 4 for Atari and 1 for the others unless given; `max_episode_steps`
+    counts the simulator's steps, repeats included; `render_size` is the side of dm_control's and Crafter's
+    square pictures.
     """
     for label, number in (("action_repeat", action_repeat), ("max_episode_steps", max_episode_steps)):
         if number is not None and number < 1:
@@ -51,8 +57,16 @@ def make_env(
             render_size=render_size,
         )
         return Resumable(env, repeat)
+    if isinstance(name, str) and atari.is_atari(name):
+        repeat = action_repeat or atari.DEFAULT_ACTION_REPEAT
+        return Resumable(FlatDict(gym.make_atari(name, repeat, max_episode_steps, render_mode)), repeat)
     repeat = action_repeat or 1
-    env = gym.make(name, max_episode_steps, render_mode)
+    if isinstance(name, str) and crafter.is_crafter(name):
+        env = crafter.Crafter(
+            name, max_episode_steps=max_episode_steps, render_mode=render_mode, render_size=render_size
+        )
+    else:
+        env = gym.make(name, max_episode_steps, render_mode)
     return Resumable(FlatDict(ActionRepeat(env, repeat) if repeat > 1 else env), repeat)
 
 

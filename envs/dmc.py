@@ -1,13 +1,16 @@
-"""DmControl: a task of the DeepMind Control Suite as a Gymnasium environment, observed by its state.
+"""DmControl: a task of dm_control as a Gymnasium environment, observed by its state.
 
-Nothing is rendered, and no OpenGL library is loaded, unless render_mode is "rgb_array".
+`dmc/walker-walk` is of the Control Suite, `dmc/manipulation-reach_site_features` of the manipulation tasks (all
+whose observations are features), `dmc/locomotion-cmu_humanoid_go_to_target` of the locomotion tasks (the one
+that needs no camera). Nothing is rendered, and no OpenGL library is loaded, unless render_mode is "rgb_array".
 """
 
 import difflib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -51,14 +54,10 @@ class DmControl(gymnasium.Env[Any, Any]):
         self.action_repeat = action_repeat
         self._env = _load(name)
         if render_mode is None:
-            _forbid_rendering(self._env.physics)
+            _forbid_rendering(self._env)
         else:
             rendering.enable()
-            self._env.physics.model.vis.quality.offsamples = 0  # multisampling is slow in software
-        if max_episode_steps is not None:
-            self._env._step_limit = max_episode_steps
-
-        limit = self._env._step_limit
+        limit = _step_limit(self._env, max_episode_steps)
         self.spec = EnvSpec(name, max_episode_steps=None if limit == float("inf") else round(limit))
         fps = round(1 / (self._env.control_timestep() * action_repeat))
         self.metadata = {**self.metadata, "render_fps": fps}
@@ -78,8 +77,9 @@ class DmControl(gymnasium.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[Obs, dict[str, Any]]:
         super().reset(seed=seed, options=options)
         # The task's own generator starts anew each episode, so np_random alone decides what comes.
-        self._env.task.random.seed(int(self.np_random.integers(2**32)))
-        return _float32(self._env.reset().observation), {}
+        _generator(self._env).seed(int(self.np_random.integers(2**32)))
+        with quiet_mujoco():
+            return _float32(self._env.reset().observation), {}
 
     def step(self, action: Any) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
         reward = 0.0
@@ -95,6 +95,7 @@ class DmControl(gymnasium.Env[Any, Any]):
         if self.render_mode is None:
             return None
         size, flags = self.render_size, {"shadow": False, "reflection": False}
+        self._env.physics.model.vis.quality.offsamples = 0  # multisampling is slow in software
         return self._env.physics.render(size, size, camera_id=0, render_flag_overrides=flags)
 
     def close(self) -> None:
@@ -106,9 +107,11 @@ def is_dmc(name: str) -> bool:
 
 
 def suggest(name: str) -> list[str]:
-    """Tasks of the suite with names like this one, closest first."""
+    """Tasks with names like this one, closest first."""
     wanted = re.sub(r"-v\d+$", "", name.rpartition("/")[2])
     tasks = ["-".join(task) for task in _suite().ALL_TASKS]
+    domain = wanted.partition("-")[0]
+    tasks += [f"{domain}-{task}" for task in _composer_tasks(domain)]
     found = difflib.get_close_matches(wanted.lower(), tasks, cutoff=0.7)
     return [f"dmc/{task}" for task in found]
 
@@ -125,20 +128,68 @@ def _suite() -> Any:
 def _load(name: str) -> Any:
     suite = _suite()
     domain, _, task = re.sub(r"-v\d+$", "", name.partition("/")[2]).partition("-")
+    composer = _composer_tasks(domain)
+    if task in composer:
+        with quiet_mujoco():
+            env = composer[task](0)
+        env._max_reset_attempts = 10  # props are placed at random, and sometimes do not fit
+        return env
     if (domain, task) not in suite.ALL_TASKS:
-        tasks = suite.TASKS_BY_DOMAIN.get(domain, ())
-        known = [f"dmc/{domain}-{task}" for task in tasks] or [f"dmc/{d}-..." for d in suite.TASKS_BY_DOMAIN]
+        tasks = composer or suite.TASKS_BY_DOMAIN.get(domain, ())
+        domains = (*suite.TASKS_BY_DOMAIN, "manipulation", "locomotion")
+        known = [f"dmc/{domain}-{task}" for task in tasks] or [f"dmc/{domain}-..." for domain in domains]
         close = suggest(name)
         hint = f"Did you mean {' or '.join(close)}? " if close else ""
-        raise EnvError(f"{name} is not a task of dm_control. {hint}It has: {', '.join(known)}")
+        which = " that needs no camera" if composer else ""
+        raise EnvError(f"{name} is not a task of dm_control{which}. {hint}It has: {', '.join(known)}")
     # The seed fixes what is drawn once, at construction: the springs of the lqr tasks.
     with quiet_mujoco():
         return suite.load(domain, task, task_kwargs={"random": 0})
 
 
+def _composer_tasks(domain: str) -> dict[str, Callable[[int], Any]]:
+    """Task -> what makes it from a seed: the domains built with dm_control.composer, without a camera."""
+    try:
+        with rendering.without_gl():
+            if domain == "manipulation":
+                from dm_control import manipulation
+
+                tasks = manipulation.get_environments_by_tag("features")
+                return {task: partial(manipulation.load, task) for task in tasks}
+            if domain == "locomotion":
+                from dm_control.locomotion.examples import basic_cmu_2019
+
+                return {"cmu_humanoid_go_to_target": basic_cmu_2019.cmu_humanoid_go_to_target}
+    except ModuleNotFoundError as error:
+        raise EnvError(f"dmc/{domain} needs a missing package ({error}). Run: pip install {error.name}") from error
+    return {}
+
+
+def _is_composer(env: Any) -> bool:
+    return hasattr(env, "random_state")
+
+
+def _generator(env: Any) -> Any:
+    """What an episode's randomness is drawn from."""
+    return env.random_state if _is_composer(env) else env.task.random
+
+
+def _step_limit(env: Any, max_episode_steps: int | None) -> float:
+    """Control steps of an episode, after setting them where they are given."""
+    if not _is_composer(env):
+        if max_episode_steps is not None:
+            env._step_limit = max_episode_steps
+        return float(env._step_limit)
+    if max_episode_steps is not None:  # composer counts seconds; half a step is room for rounding
+        env._time_limit = (max_episode_steps - 0.5) * env.control_timestep()
+    return float(np.ceil(env._time_limit / env.control_timestep()))
+
+
 @contextmanager
 def quiet_mujoco() -> Iterator[None]:
-    """MuJoCo warns of its own deprecations in models that come with packages; users can do nothing."""
+    """MuJoCo warns of deprecations in models that come with packages, dm_control of an arm that it could not
+    place at the first try; users can do nothing.
+    """
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -148,8 +199,11 @@ def quiet_mujoco() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _forbid_rendering(physics: Any) -> None:
+def _forbid_rendering(env: Any) -> None:
     """Say there is no rendering context: quadruped-escape asks at each reset, and asking would make one."""
+    if _is_composer(env):
+        return  # makes a new physics for every episode, and asks for nothing
+    physics = env.physics
     cls = type(physics)
     physics.__class__ = type(cls.__name__, (cls,), {"contexts": None})
 

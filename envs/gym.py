@@ -1,4 +1,4 @@
-"""Environments from Gymnasium's registry, a module, a file or a callable, as their makers wrote them."""
+"""Environments from Gymnasium's registry, a module, a file, another package's suite or a callable."""
 
 import importlib
 import importlib.util
@@ -12,13 +12,12 @@ from typing import Any
 import gymnasium
 from gymnasium.wrappers import TimeLimit
 
-from envs import dmc, rendering
-from envs.errors import EnvError
+from envs import atari, dmc, minigrid, plugins, rendering
+from envs.errors import EnvError, missing_extra
 from envs.wrappers import Env
 
-# Packages that register their environments when imported: prefix of the id -> (module, pip name).
-PLUGINS = {
-    "ALE/": ("ale_py", "ale-py"),
+# Packages that register their environments when imported: prefix of the id -> (module, extra that installs it).
+REGISTERED_BY = {
     "MiniGrid-": ("minigrid", "minigrid"),
     "BabyAI-": ("minigrid", "minigrid"),
 }
@@ -26,18 +25,35 @@ PLUGINS = {
 
 def make(name: str | Callable[..., Any], max_episode_steps: int | None, render_mode: str | None) -> Env:
     if not isinstance(name, str):
-        return _limit(_call(name, render_mode), max_episode_steps)
+        env = _call(name, getattr(name, "__name__", str(name)), render_mode)
+    elif (target := _factory(name)) is not None:
+        env = _call(target, name, render_mode)
+    else:
+        return minigrid.adapt(_from_registry(name, max_episode_steps, render_mode))
+    return minigrid.adapt(_limit(env, max_episode_steps))
+
+
+def _factory(name: str) -> Callable[..., Any] | None:
+    """What to call for this environment; None where Gymnasium's registry is to be asked."""
     path, separator, attribute = name.rpartition(":")
     if separator and path.endswith(".py"):
-        return _limit(_call(_from_file(Path(path), attribute), render_mode), max_episode_steps)
-    return _from_registry(name, max_episode_steps, render_mode)
+        return _from_file(Path(path), attribute)
+    return plugins.find(name)
 
 
-def _from_registry(name: str, max_episode_steps: int | None, render_mode: str | None) -> Env:
-    for prefix, (module, package) in PLUGINS.items():
+def make_atari(name: str, action_repeat: int, max_episode_steps: int | None, render_mode: str | None) -> Env:
+    ale = _import_registering(name, "ale_py", "atari")
+    ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)  # no banner
+    env = _from_registry(name, max_episode_steps, render_mode, frameskip=1)
+    return atari.Atari(env, action_repeat)
+
+
+def _from_registry(name: str, max_episode_steps: int | None, render_mode: str | None, **kwargs: Any) -> Env:
+    for prefix, (module, extra) in REGISTERED_BY.items():
         if name.startswith(prefix):
-            _import_plugin(name, module, package)
-    kwargs = {} if render_mode is None else {"render_mode": render_mode}
+            _import_registering(name, module, extra)
+    if render_mode is not None:
+        kwargs["render_mode"] = render_mode
     try:
         with dmc.quiet_mujoco():
             env = gymnasium.make(name, max_episode_steps, disable_env_checker=True, **kwargs)
@@ -61,11 +77,13 @@ def _enable_rendering(env: Env) -> None:
             raise  # others may draw without OpenGL
 
 
-def _import_plugin(name: str, module: str, package: str) -> None:
+def _import_registering(name: str, module: str, extra: str) -> ModuleType:
     try:
-        gymnasium.register_envs(importlib.import_module(module))
+        imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise EnvError(f"{name} needs a missing package ({error}). Run: pip install {package}") from error
+        raise EnvError(missing_extra(name, error, extra)) from error
+    gymnasium.register_envs(imported)
+    return imported
 
 
 def _missing(name: str, error: ImportError) -> str:
@@ -90,11 +108,12 @@ def _unknown(name: str, error: Exception) -> str:
         close = []
     if close:
         message += f" In dm_control there is {' and '.join(close)}."
-    return message + (
-        " Other forms of a name: dmc/walker-walk, module:EnvId-v0, path/to/file.py:Class."
-        if "Did you mean" not in message and not close
-        else ""
-    )
+    if "Did you mean" in message or close:
+        return message
+    message += " Other forms of a name: dmc/walker-walk, crafter/reward, module:EnvId-v0, path/to/file.py:Class."
+    if others := plugins.prefixes():
+        message += f" Packages that are installed make {', '.join(f'{prefix}/...' for prefix in others)}."
+    return message
 
 
 def _from_file(path: Path, attribute: str) -> Callable[..., Any]:
@@ -132,16 +151,20 @@ def _load_file(path: Path) -> ModuleType:
     return module
 
 
-def _call(target: Callable[..., Any], render_mode: str | None) -> Env:
+def _call(target: Callable[..., Any], label: str, render_mode: str | None) -> Env:
     kwargs = {}
     if render_mode is not None:
         parameters = inspect.signature(target).parameters.values()
         if any(p.name == "render_mode" or p.kind is p.VAR_KEYWORD for p in parameters):
             kwargs["render_mode"] = render_mode
     rendering.prepare()
-    env = target(**kwargs)
+    try:
+        env = target(**kwargs)
+    except ImportError as error:
+        raise EnvError(_missing(label, error)) from error
+    except gymnasium.error.Error as error:
+        raise EnvError(f"{label}: {error}") from error
     if not isinstance(env, gymnasium.Env):
-        label = getattr(target, "__name__", str(target))
         raise EnvError(f"{label} gave a {type(env).__name__}; it must give a gymnasium.Env (derive from it).")
     if render_mode is not None:
         _enable_rendering(env)

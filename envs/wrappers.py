@@ -96,13 +96,13 @@ def as_image(space: spaces.Box) -> tuple[spaces.Box, Callable[[Any], Any]] | Non
     """Height x width x channels, uint8, from what is a picture: uint8, or floats in [0, 1].
 
     Channels may come first or last or, in grey pictures, not at all; stacked frames become channels. What
-    is smaller than 16 x 16 and has no channels is a table of numbers.
+    is smaller than 16 x 16 is a table of numbers.
     """
     rank = len(space.shape)
-    if rank not in (2, 3, 4) or (rank == 2 and min(space.shape) < 16):
+    if rank not in (2, 3, 4) or sorted(space.shape)[-2] < 16:
         return None
     unit = space.dtype.kind == "f" and rank == 3 and not space.low.any() and bool((space.high == 1).all())
-    unit = unit and min(space.shape) <= 4 and sorted(space.shape)[1] >= 16
+    unit = unit and min(space.shape) <= 4
     if space.dtype != np.uint8 and not unit:
         return None
     frames = _frames_last(space.shape)

@@ -23,9 +23,9 @@ SUITES = {
     "pictures of classic control": ("pygame", "pygame-ce"),
     "MuJoCo (HalfCheetah-v5)": ("mujoco", "'mujoco>=3.17,<4'"),
     "dm_control (dmc/walker-walk)": ("dm_control", "--no-deps dm-control"),
-    "Atari (ALE/Pong-v5)": ("ale_py", "ale-py"),
-    "MiniGrid": ("minigrid", "minigrid"),
-    "Crafter": ("crafter", "crafter"),
+    "Atari (ALE/Pong-v5)": ("ale_py", "'mbrl-toolkit[atari]'"),
+    "MiniGrid": ("minigrid", "'mbrl-toolkit[minigrid]'"),
+    "Crafter": ("crafter", "'mbrl-toolkit[crafter]'"),
     "Stable-Baselines3 (baselines)": ("stable_baselines3", "stable-baselines3 sb3-contrib"),
     "Weights & Biases": ("wandb", "wandb"),
 }

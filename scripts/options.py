@@ -93,7 +93,7 @@ class Options(Generic[Config]):
     parallel: bool | None = None
     """Each environment in a process of its own; None: what timed steps say."""
     action_repeat: int | None = None
-    """Steps that each action is held for; None: 2 for dm_control, 1 for the others."""
+    """Steps that each action is held for; None: 2 for dm_control, 4 for Atari, 1 for the others."""
     device: str = "auto"
     """auto, cpu or cuda; auto is what a timed update says."""
     threads: int | None = None

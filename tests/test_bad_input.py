@@ -94,7 +94,7 @@ def test_missing_extra(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "minigrid", None)  # as if it were not installed
-    assert "pip install minigrid" in refused(capsys, *train(tmp_path, "MiniGrid-Empty-5x5-v0"))
+    assert 'pip install "mbrl-toolkit[minigrid]"' in refused(capsys, *train(tmp_path, "MiniGrid-Empty-5x5-v0"))
 
 
 @pytest.mark.parametrize(
