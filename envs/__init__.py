@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
@@ -20,11 +20,12 @@ from gymnasium.vector.utils import create_empty_array
 
 from envs import dmc, gym
 from envs.errors import EnvError
-from envs.wrappers import ActionRepeat, Env, FlatDict, Resumable, State
+from envs.wrappers import ActionRepeat, Env, FlatDict, Pixels, Resumable, State
 
-__all__ = ["EnvError", "Name", "get_states", "make_env", "make_envs", "restore", "set_states"]
+__all__ = ["EnvError", "Name", "Observe", "get_states", "make_env", "make_envs", "restore", "set_states"]
 
 Name = str | Callable[..., Any]
+Observe = Literal["state", "pixels", "both"]
 Vector = SyncVectorEnv[Any, Any] | AsyncVectorEnv[Any, Any]
 StepResult = tuple[Any, Any, Any, Any, dict[str, Any]]
 
@@ -36,28 +37,44 @@ def make_env(
     max_episode_steps: int | None = None,
     render_mode: str | None = None,
     render_size: int = 240,
+    observe: Observe = "state",
+    camera: int | str | None = None,
+    size: int = 64,
 ) -> Env:
     """One environment with a flat Dict observation space and its own action space.
 
     `action_repeat` is 2 for dm_control and 1 for the others unless given; `max_episode_steps` counts the
     simulator's steps, repeats included; `render_size` is the side of dm_control's square pictures.
+    Agents see the environment's own observations, or `image`, a picture of it (size, size, 3), or both;
+    `camera` of a MuJoCo model is an index or a name, and usually the first unless given.
     """
     for label, number in (("action_repeat", action_repeat), ("max_episode_steps", max_episode_steps)):
         if number is not None and number < 1:
             raise EnvError(f"{label} must be 1 or more, not {number}.")
+    _check_pixels(observe, size)
     if isinstance(name, str) and dmc.is_dmc(name):
         repeat = action_repeat or dmc.DEFAULT_ACTION_REPEAT
-        env: Env = dmc.DmControl(
+        env: Env
+        env = task = dmc.DmControl(
             name,
             action_repeat=repeat,
             max_episode_steps=max_episode_steps,
             render_mode=render_mode,
             render_size=render_size,
         )
+        if observe != "state":
+            env = Pixels(env, task.renderer(size, camera), size, observe == "both")
         return Resumable(env, repeat)
     repeat = action_repeat or 1
     env = gym.make(name, max_episode_steps, render_mode)
     return Resumable(FlatDict(ActionRepeat(env, repeat) if repeat > 1 else env), repeat)
+
+
+def _check_pixels(observe: str, size: int) -> None:
+    if observe not in get_args(Observe):
+        raise EnvError(f"observe must be one of {', '.join(get_args(Observe))}, not {observe!r}.")
+    if size < 16 or size % 16:
+        raise EnvError(f"size must be a multiple of 16, as 64, not {size}: image encoders halve it four times.")
 
 
 def make_envs(name: Name, num_envs: int, *, parallel: bool = False, **kwargs: Any) -> Vector:

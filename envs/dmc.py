@@ -1,6 +1,6 @@
 """DmControl: a task of the DeepMind Control Suite as a Gymnasium environment, observed by its state.
 
-Nothing is rendered, and no OpenGL library is loaded, unless render_mode is "rgb_array".
+Nothing is rendered, and no OpenGL library is loaded, unless a picture is asked for.
 """
 
 import difflib
@@ -49,12 +49,12 @@ class DmControl(gymnasium.Env[Any, Any]):
         self.render_mode = render_mode
         self.render_size = render_size
         self.action_repeat = action_repeat
-        self._env = _load(name)
-        if render_mode is None:
-            _forbid_rendering(self._env.physics)
-        else:
+        self._domain, task = _split(name)
+        self._env = _load(name, self._domain, task)
+        self._renderer: rendering.Renderer | None = None
+        _forbid_rendering(self._env.physics)
+        if render_mode is not None:
             rendering.enable()
-            self._env.physics.model.vis.quality.offsamples = 0  # multisampling is slow in software
         if max_episode_steps is not None:
             self._env._step_limit = max_episode_steps
 
@@ -94,10 +94,21 @@ class DmControl(gymnasium.Env[Any, Any]):
     def render(self) -> Any:
         if self.render_mode is None:
             return None
-        size, flags = self.render_size, {"shadow": False, "reflection": False}
-        return self._env.physics.render(size, size, camera_id=0, render_flag_overrides=flags)
+        if self._renderer is None:
+            self._renderer = self.renderer(self.render_size)
+        return self._renderer.render()
+
+    def renderer(self, size: int, camera: int | str | None = None) -> rendering.Renderer:
+        """What draws pictures of this task, by default from the camera that the literature uses."""
+        physics = self._env.physics
+        model, data = physics.model.ptr, physics.data.ptr
+        if camera is None:
+            camera = 2 if self._domain == "quadruped" else min(0, model.ncam - 1)
+        return rendering.Renderer(model, data, size, rendering.find_camera(model, camera))
 
     def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
         self._env.close()
 
 
@@ -122,9 +133,14 @@ def _suite() -> Any:
     return suite
 
 
-def _load(name: str) -> Any:
-    suite = _suite()
+def _split(name: str) -> tuple[str, str]:
+    """dmc/walker-walk and dm_control/walker-walk-v0 -> walker, walk."""
     domain, _, task = re.sub(r"-v\d+$", "", name.partition("/")[2]).partition("-")
+    return domain, task
+
+
+def _load(name: str, domain: str, task: str) -> Any:
+    suite = _suite()
     if (domain, task) not in suite.ALL_TASKS:
         tasks = suite.TASKS_BY_DOMAIN.get(domain, ())
         known = [f"dmc/{domain}-{task}" for task in tasks] or [f"dmc/{d}-..." for d in suite.TASKS_BY_DOMAIN]
@@ -149,7 +165,7 @@ def quiet_mujoco() -> Iterator[None]:
 
 
 def _forbid_rendering(physics: Any) -> None:
-    """Say there is no rendering context: quadruped-escape asks at each reset, and asking would make one."""
+    """Say there is no rendering context of dm_control's own: quadruped-escape asks, and asking would make one."""
     cls = type(physics)
     physics.__class__ = type(cls.__name__, (cls,), {"contexts": None})
 

@@ -1,8 +1,8 @@
-"""Wrappers around one environment: FlatDict (observations), ActionRepeat, Resumable (outermost)."""
+"""Wrappers around one environment: FlatDict (observations), ActionRepeat, Pixels, Resumable (outermost)."""
 
 import base64
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -123,6 +123,42 @@ class ActionRepeat(gymnasium.Wrapper[Any, Any, Any, Any]):
             if terminated or truncated:
                 break
         return obs, total, terminated, truncated, info
+
+
+class Painter(Protocol):
+    """Draws the environment as it is now: (size, size, 3), uint8."""
+
+    def render(self) -> np.ndarray[Any, np.dtype[np.uint8]]: ...
+
+    def close(self) -> None: ...
+
+
+class Pixels(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """A flat dict with the entry `image`, (size, size, 3), uint8, beside the environment's own or alone."""
+
+    def __init__(self, env: Env, painter: Painter, size: int, keep_state: bool) -> None:
+        super().__init__(env)
+        self._painter, self._keep_state = painter, keep_state
+        own = env.observation_space.spaces if keep_state else {}  # type: ignore[attr-defined]
+        if "image" in own:
+            raise EnvError("The environment shows an image of its own; use observe='state' or observe='pixels'.")
+        image = spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.observation_space = spaces.Dict({**own, "image": image})
+
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[Obs, dict[str, Any]]:
+        obs, info = self.env.reset(seed=seed, options=options)
+        return self._see(obs), info
+
+    def step(self, action: Any) -> Result:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return self._see(obs), float(reward), terminated, truncated, info
+
+    def _see(self, obs: Obs) -> Obs:
+        return {**(obs if self._keep_state else {}), "image": self._painter.render()}
+
+    def close(self) -> None:
+        self._painter.close()
+        super().close()
 
 
 class Resumable(gymnasium.Wrapper[Any, Any, Any, Any]):
