@@ -45,8 +45,8 @@ def make_env(
 
     `action_repeat` is 2 for dm_control and 1 for the others unless given; `max_episode_steps` counts the
     simulator's steps, repeats included; `render_size` is the side of dm_control's square pictures.
-    Agents see the environment's own observations, or `image`, a picture of it (size, size, 3), or both;
-    `camera` of a MuJoCo model is an index or a name, and usually the first unless given.
+    `observe` what: the environment's own observations, `image`, a picture of it (size, size, 3), or both;
+    `camera` is the index or name of one of a MuJoCo model's cameras, the usual one unless given.
     """
     for label, number in (("action_repeat", action_repeat), ("max_episode_steps", max_episode_steps)):
         if number is not None and number < 1:
@@ -66,8 +66,14 @@ def make_env(
             env = Pixels(env, task.renderer(size, camera), size, observe == "both")
         return Resumable(env, repeat)
     repeat = action_repeat or 1
-    env = gym.make(name, max_episode_steps, render_mode)
-    return Resumable(FlatDict(ActionRepeat(env, repeat) if repeat > 1 else env), repeat)
+    drawn = observe != "state"
+    base = gym.make(name, max_episode_steps, "rgb_array" if drawn else render_mode)
+    env = ActionRepeat(base, repeat) if repeat > 1 else base
+    if observe != "pixels":
+        env = FlatDict(env)
+    if drawn:
+        env = Pixels(env, gym.painter(base, camera, size), size, observe == "both")
+    return Resumable(env, repeat)
 
 
 def _check_pixels(observe: str, size: int) -> None:

@@ -1,7 +1,7 @@
 """OpenGL for MuJoCo: none at all until a picture is asked for, then the backend that this machine has.
 
-`Renderer` draws a simulation, dm_control's or Gymnasium's, as fast as a CPU can: straight into a buffer of the
-picture's size, without shadows, reflections and multisampling, which cost twenty times the rest in software.
+`Renderer` draws a simulation, dm_control's or Gymnasium's, as fast as software does: into a buffer of the
+picture's size, without shadows, reflections and multisampling, which cost twenty times the rest.
 
 MuJoCo and dm_control read MUJOCO_GL once, when they are imported. dm_control is therefore imported with
 rendering switched off (`without_gl`), and `enable` switches it on later, in the same process if need be.
@@ -107,7 +107,7 @@ class Renderer:
         self._rectangle = mujoco.MjrRect(0, 0, size, size)
         self._buffer = np.empty((size, size, 3), np.uint8)
         self._heights = model.hfield_data.copy()
-        with _buffer_of(model, size):
+        with _made_for(model, size):
             make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
 
@@ -159,22 +159,28 @@ def make_current() -> None:
             from mujoco.gl_context import GLContext
 
             _gl = GLContext(64, 64)
-            atexit.register(_gl.free)  # while the library is still there
+            atexit.register(setattr, _gl, "_context", None)  # it ends with the process, not after its library
         except Exception as error:  # each backend has errors of its own
             raise EnvError(f"MUJOCO_GL={backend} gives no OpenGL context here ({error}). Run: {INSTALL}") from error
     _gl.make_current()
 
 
 @contextmanager
-def _buffer_of(model: Any, size: int) -> Iterator[None]:
-    """A context made inside draws into size x size pixels; the model's own wishes are for other renderers."""
+def _made_for(model: Any, size: int) -> Iterator[None]:
+    """A context made inside draws size x size pixels; the model's own wishes are for other renderers.
+
+    Round bodies get as many facets as can be seen: in small pictures they are half of what drawing costs.
+    """
     whole, quality = model.vis.global_, model.vis.quality
-    before = whole.offwidth, whole.offheight, quality.offsamples
-    whole.offwidth, whole.offheight, quality.offsamples = size, size, 0
+    own = whole.offwidth, whole.offheight, quality.offsamples, quality.numslices, quality.numstacks
+    whole.offwidth = whole.offheight = size
+    quality.offsamples = 0
+    quality.numslices = min(quality.numslices, max(8, size // 4))
+    quality.numstacks = min(quality.numstacks, max(4, size // 8))
     try:
         yield
     finally:
-        whole.offwidth, whole.offheight, quality.offsamples = before
+        whole.offwidth, whole.offheight, quality.offsamples, quality.numslices, quality.numstacks = own
 
 
 def find_camera(model: Any, camera: int | str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -42,8 +41,6 @@ def draw(
 
 def film(agent: Agent, env_name: str, env_options: dict[str, Any], seed: int, path: Path) -> int:
     """One episode of the policy's mode as a GIF; returns the number of frames, 0 where nothing is drawn."""
-    if not os.environ.get("DISPLAY"):
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame complains where there is no screen
     env = envs.make_env(env_name, **env_options, render_mode="rgb_array")
     try:
         frames, every = [], _stride(env)
