@@ -11,6 +11,7 @@ still changes (latents, the unfinished stretch, counters) belongs to one checkpo
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,10 +96,7 @@ class Replay:
                 f"{limit} steps of {self.bytes_per_step} bytes; {num_envs} environments need at least "
                 f"{num_envs * CHUNK}. Raise --training.replay.capacity or --training.replay.gigabytes."
             )
-        # Pages of zeros are taken from the system only when they are written to.
-        self.arrays = {
-            name: np.zeros((num_envs, self.capacity, *shape), dtype) for name, (shape, dtype) in specs.items()
-        }
+        self.arrays = {name: _untouched((num_envs, self.capacity, *shape), dtype) for name, (shape, dtype) in specs.items()}
         self.time = 0  # steps ever added to each ring
         self.fresh = np.zeros(num_envs, np.int64)  # start of each ring's next unseen stretch
         self.rng = np.random.default_rng(seed)
@@ -261,6 +259,13 @@ class Replay:
     def _whole(self, time: int) -> int:
         """The start of the first whole chunk that begins at or after this time."""
         return min(-(-time // CHUNK) * CHUNK, self.time)
+
+
+def _untouched(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Zeros whose pages are taken from the system only when they are written to, whatever the allocator does."""
+    size = int(np.prod(shape))
+    memory = mmap.mmap(-1, max(1, size * np.dtype(dtype).itemsize), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(memory, dtype, size).reshape(shape)
 
 
 def _fields(step: Steps, latents: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -44,3 +44,21 @@ def test_freed_memory_is_kept() -> None:
     """
     before, after = map(int, printed(textwrap.dedent(script)))
     assert after < before / 10
+
+
+def test_a_replay_takes_no_memory_before_it_is_filled() -> None:
+    """Images for a million steps are 12 GB; an allocator that keeps freed memory would write zeros to all of it."""
+    script = """
+        import resource, sys, numpy as np
+        from gymnasium import spaces
+        from mbrl.replay import Replay, ReplayConfig
+        from scripts.machine import keep_freed_memory
+
+        keep_freed_memory()
+        space = spaces.Dict({"image": spaces.Box(0, 255, (64, 64, 3), np.uint8)})
+        replay = Replay(space, 6, 1, {}, ReplayConfig(200_000))
+        unit = 1 if sys.platform == "darwin" else 1024
+        print(replay.capacity, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    """
+    capacity, memory = map(int, printed(textwrap.dedent(script)))
+    assert capacity > 190_000 and memory < 1e9
