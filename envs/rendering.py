@@ -154,6 +154,7 @@ def make_current() -> None:
     global _gl
     if _gl is None:
         backend = enable()
+        # Mesa's software renderer: threads of its own only fight with environments in other processes.
         os.environ.setdefault("LP_NUM_THREADS", "1")
         try:
             from mujoco.gl_context import GLContext

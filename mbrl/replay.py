@@ -96,7 +96,9 @@ class Replay:
                 f"{limit} steps of {self.bytes_per_step} bytes; {num_envs} environments need at least "
                 f"{num_envs * CHUNK}. Raise --training.replay.capacity or --training.replay.gigabytes."
             )
-        self.arrays = {name: _untouched((num_envs, self.capacity, *shape), dtype) for name, (shape, dtype) in specs.items()}
+        self.arrays = {
+            name: _untouched((num_envs, self.capacity, *shape), dtype) for name, (shape, dtype) in specs.items()
+        }
         self.time = 0  # steps ever added to each ring
         self.fresh = np.zeros(num_envs, np.int64)  # start of each ring's next unseen stretch
         self.rng = np.random.default_rng(seed)
