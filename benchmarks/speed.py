@@ -1,7 +1,7 @@
 """Speed: what one update costs on this machine, what part of the machine's limit that is, where it goes.
 
     python -m benchmarks.speed                        a table
-    python -m benchmarks.speed --work pixels          the official 12 M parameters on 64 x 64 images
+    python -m benchmarks.speed --work pixels          the official 12 M parameters on 64 x 64 images, and drawing them
     python -m benchmarks.speed --json                 one JSON object
     python -m benchmarks.speed --profile trace.json   also a trace for https://ui.perfetto.dev
 
@@ -39,7 +39,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents.dreamer import Dreamer, DreamerConfig, debug, laptop, reference, sized
-from envs import make_envs
+from benchmarks.frames import frames_per_s
+from envs import EnvError, make_envs
 from mbrl.driver import Driver
 from mbrl.errors import UserError
 from mbrl.replay import Replay, ReplayConfig
@@ -311,6 +312,10 @@ def measure(work: Work, budget: float, device: str = "cpu", trace: Path | None =
     memory = peak_rss_mb()
     if trace:
         write_trace(agent, replay, trace)
+    frames = {}
+    if work.images:
+        say("drawing")
+        frames = frames_per_s(budget)
     replayed = config.batch_size * config.batch_length
     return {
         **describe(work, agent),
@@ -330,7 +335,13 @@ def measure(work: Work, budget: float, device: str = "cpu", trace: Path | None =
         "peak_device_mb": torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else 0.0,
         "first_update_s": first,
         "compile_s": 0.0,  # nothing is compiled
+        **({"render_frames_per_s": frames, "render_ratio": render_ratio(frames)} if frames else {}),
     }
+
+
+def render_ratio(frames: dict[str, float]) -> float:
+    """Two processes of ours against one of dm_control's, each as it is used."""
+    return frames["ours_parallel"] / frames["dm_control"]
 
 
 def describe(work: Work, agent: Dreamer) -> dict[str, Any]:
@@ -396,6 +407,10 @@ def show(found: dict[str, Any], console: Console) -> None:
     if f["peak_device_mb"]:
         row("peak memory of the GPU", f["peak_device_mb"], "MiB", 0)
     row("a replay of a million steps", f["replay_gb_per_million_steps"], "GiB")
+    for kind, rate in f.get("render_frames_per_s", {}).items():
+        row(f"pictures, {kind.replace('_', ' ')}: frames/s", rate, digits=0)
+    if "render_ratio" in f:
+        row("pictures, ours parallel / dm_control", f["render_ratio"], digits=1)
     row("first update", f["first_update_s"], "s")
     row("compiling", f["compile_s"], "s")
     console.print(table)
@@ -423,9 +438,9 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     try:
         device = choose_device(arguments.device)
-    except UserError as error:
+        found = rounded(measure(WORKS[arguments.work], arguments.seconds, device, trace))
+    except (UserError, EnvError) as error:
         parser.error(str(error))
-    found = rounded(measure(WORKS[arguments.work], arguments.seconds, device, trace))
     if arguments.json:
         print(json.dumps(found))
     else:

@@ -14,7 +14,7 @@ with the prefixes above stay what they are. See docs/environments.md.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from gymnasium.vector.utils import create_empty_array
@@ -23,11 +23,12 @@ from envs import atari, crafter, dmc, gym
 from envs.errors import EnvError
 from envs.vector import RestartingVectorEnv as Vector
 from envs.vector import StepResult
-from envs.wrappers import ActionRepeat, Env, FlatDict, Resumable, State
+from envs.wrappers import ActionRepeat, Env, FlatDict, Pixels, Resumable, State
 
-__all__ = ["EnvError", "Name", "get_states", "make_env", "make_envs", "restore", "set_states"]
+__all__ = ["EnvError", "Name", "Observe", "get_states", "make_env", "make_envs", "restore", "set_states"]
 
 Name = str | Callable[..., Any]
+Observe = Literal["state", "pixels", "both"]
 
 
 def make_env(
@@ -37,37 +38,63 @@ def make_env(
     max_episode_steps: int | None = None,
     render_mode: str | None = None,
     render_size: int = 240,
+    observe: Observe = "state",
+    camera: int | str | None = None,
+    size: int = 64,
 ) -> Env:
     """One environment with a flat Dict observation space and its own action space.
 
     `action_repeat` is 2 for dm_control, 4 for Atari and 1 for the others unless given; `max_episode_steps`
     counts the simulator's steps, repeats included; `render_size` is the side of dm_control's and Crafter's
     square pictures.
+    `observe` what: the environment's own observations, `image`, a picture of it (size, size, 3), or both;
+    `camera` is the index or name of one of a MuJoCo model's cameras, the usual one unless given.
     """
     for label, number in (("action_repeat", action_repeat), ("max_episode_steps", max_episode_steps)):
         if number is not None and number < 1:
             raise EnvError(f"{label} must be 1 or more, not {number}.")
+    _check_pixels(observe, size)
     if isinstance(name, str) and dmc.is_dmc(name):
         repeat = action_repeat or dmc.DEFAULT_ACTION_REPEAT
-        env: Env = dmc.DmControl(
+        env: Env
+        env = task = dmc.DmControl(
             name,
             action_repeat=repeat,
             max_episode_steps=max_episode_steps,
             render_mode=render_mode,
             render_size=render_size,
         )
+        if observe != "state":
+            env = Pixels(env, task.painter(size, camera), size, observe == "both")
         return Resumable(env, repeat)
     if isinstance(name, str) and atari.is_atari(name):
+        if observe != "state":
+            raise EnvError(f"{name} is observed by its picture already; leave out observe={observe!r}.")
         repeat = action_repeat or atari.DEFAULT_ACTION_REPEAT
         return Resumable(FlatDict(gym.make_atari(name, repeat, max_episode_steps, render_mode)), repeat)
     repeat = action_repeat or 1
+    drawn = observe != "state"
+    if drawn:
+        render_mode = "rgb_array"
     if isinstance(name, str) and crafter.is_crafter(name):
-        env = crafter.Crafter(
+        base: Env = crafter.Crafter(
             name, max_episode_steps=max_episode_steps, render_mode=render_mode, render_size=render_size
         )
     else:
-        env = gym.make(name, max_episode_steps, render_mode)
-    return Resumable(FlatDict(ActionRepeat(env, repeat) if repeat > 1 else env), repeat)
+        base = gym.make(name, max_episode_steps, render_mode)
+    env = ActionRepeat(base, repeat) if repeat > 1 else base
+    if observe != "pixels":
+        env = FlatDict(env)
+    if drawn:
+        env = Pixels(env, gym.painter(base, camera, size), size, observe == "both")
+    return Resumable(env, repeat)
+
+
+def _check_pixels(observe: str, size: int) -> None:
+    if observe not in get_args(Observe):
+        raise EnvError(f"observe must be one of {', '.join(get_args(Observe))}, not {observe!r}.")
+    if size < 16:
+        raise EnvError(f"size must be 16 or more, as 64, not {size}.")
 
 
 def make_envs(

@@ -2,7 +2,7 @@
 
 `dmc/walker-walk` is of the Control Suite, `dmc/manipulation-reach_site_features` of the manipulation tasks (all
 whose observations are features), `dmc/locomotion-cmu_humanoid_go_to_target` of the locomotion tasks (the one
-that needs no camera). Nothing is rendered, and no OpenGL library is loaded, unless render_mode is "rgb_array".
+that needs no camera). Nothing is rendered, and no OpenGL library is loaded, unless a picture is asked for.
 """
 
 import difflib
@@ -20,6 +20,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from envs import rendering
 from envs.errors import EnvError
+from envs.wrappers import Painter
 
 PREFIXES = ("dmc/", "dm_control/")
 DEFAULT_ACTION_REPEAT = 2
@@ -52,10 +53,11 @@ class DmControl(gymnasium.Env[Any, Any]):
         self.render_mode = render_mode
         self.render_size = render_size
         self.action_repeat = action_repeat
-        self._env = _load(name)
-        if render_mode is None:
-            _forbid_rendering(self._env)
-        else:
+        self._domain, task = _split(name)
+        self._env = _load(name, self._domain, task)
+        self._painter: Painter | None = None
+        _forbid_rendering(self._env)
+        if render_mode is not None:
             rendering.enable()
         limit = _step_limit(self._env, max_episode_steps)
         self.spec = EnvSpec(name, max_episode_steps=None if limit == float("inf") else round(limit))
@@ -94,12 +96,40 @@ class DmControl(gymnasium.Env[Any, Any]):
     def render(self) -> Any:
         if self.render_mode is None:
             return None
-        size, flags = self.render_size, {"shadow": False, "reflection": False}
-        self._env.physics.model.vis.quality.offsamples = 0  # multisampling is slow in software
-        return self._env.physics.render(size, size, camera_id=0, render_flag_overrides=flags)
+        if self._painter is None:
+            self._painter = self.painter(self.render_size)
+        return self._painter.render()
+
+    def painter(self, size: int, camera: int | str | None = None) -> Painter:
+        """What draws pictures of this task, by default from the camera that the literature uses."""
+        if _is_composer(self._env):
+            return ComposerPainter(self._env, size, 0 if camera is None else camera)
+        physics = self._env.physics
+        model, data = physics.model.ptr, physics.data.ptr
+        if camera is None:
+            camera = 2 if self._domain == "quadruped" else min(0, model.ncam - 1)
+        return rendering.Renderer(model, data, size, rendering.find_camera(model, camera))
 
     def close(self) -> None:
+        if self._painter is not None:
+            self._painter.close()
         self._env.close()
+
+
+class ComposerPainter:
+    """Draws a composer task, whose physics is another in each episode, with dm_control's own renderer."""
+
+    def __init__(self, env: Any, size: int, camera: int | str) -> None:
+        rendering.enable()
+        self._env, self._size, self._camera = env, size, camera
+
+    def render(self) -> Any:
+        physics, flags = self._env.physics, {"shadow": False, "reflection": False}
+        physics.model.vis.quality.offsamples = 0  # multisampling is slow in software
+        return physics.render(self._size, self._size, camera_id=self._camera, render_flag_overrides=flags)
+
+    def close(self) -> None:
+        pass  # the environment's
 
 
 def is_dmc(name: str) -> bool:
@@ -125,9 +155,14 @@ def _suite() -> Any:
     return suite
 
 
-def _load(name: str) -> Any:
-    suite = _suite()
+def _split(name: str) -> tuple[str, str]:
+    """dmc/walker-walk and dm_control/walker-walk-v0 -> walker, walk."""
     domain, _, task = re.sub(r"-v\d+$", "", name.partition("/")[2]).partition("-")
+    return domain, task
+
+
+def _load(name: str, domain: str, task: str) -> Any:
+    suite = _suite()
     composer = _composer_tasks(domain)
     if task in composer:
         with quiet_mujoco():
@@ -200,7 +235,7 @@ def quiet_mujoco() -> Iterator[None]:
 
 
 def _forbid_rendering(env: Any) -> None:
-    """Say there is no rendering context: quadruped-escape asks at each reset, and asking would make one."""
+    """Say there is no rendering context of dm_control's own: quadruped-escape asks, and asking would make one."""
     if _is_composer(env):
         return  # makes a new physics for every episode, and asks for nothing
     physics = env.physics

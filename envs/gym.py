@@ -3,18 +3,21 @@
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium.wrappers import TimeLimit
 
 from envs import atari, dmc, minigrid, plugins, rendering
 from envs.errors import EnvError, missing_extra
-from envs.wrappers import Env
+from envs.wrappers import Env, Painter
 
 # Packages that register their environments when imported: prefix of the id -> (module, extra that installs it).
 REGISTERED_BY = {
@@ -70,6 +73,8 @@ def _from_registry(name: str, max_episode_steps: int | None, render_mode: str | 
 
 def _enable_rendering(env: Env) -> None:
     """MuJoCo reads MUJOCO_GL again when it draws its first picture, so this may come after its import."""
+    if not os.environ.get("DISPLAY"):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame complains where there is no screen
     try:
         rendering.enable()
     except EnvError:
@@ -182,3 +187,77 @@ def _limit(env: Env, max_episode_steps: int | None) -> Env:
             return env
         inner = inner.env
     return TimeLimit(env, max_episode_steps)
+
+
+def painter(env: Env, camera: int | str | None, size: int) -> Painter:
+    """What draws this environment: our renderer where it is a MuJoCo model, else its own `render`."""
+    mujoco, inner = sys.modules.get("mujoco"), env.unwrapped
+    model, data = getattr(inner, "model", None), getattr(inner, "data", None)
+    if mujoco is None or not isinstance(model, mujoco.MjModel):
+        return _Resized(env, camera, size)
+    return rendering.Renderer(model, data, size, _camera(inner, model, camera))
+
+
+def _camera(inner: Env, model: Any, camera: int | str | None) -> Any:
+    """By default the one that follows the body, else the free one where Gymnasium puts it."""
+    if camera is not None:
+        return rendering.find_camera(model, camera)
+    if any(model.camera(k).name == "track" for k in range(model.ncam)):
+        return rendering.find_camera(model, "track")
+    import mujoco
+
+    start, free = mujoco.MjData(model), rendering.find_camera(model, -1)
+    mujoco.mj_kinematics(model, start)
+    free.lookat[:], free.distance = np.median(start.geom_xpos, 0), model.stat.extent
+    settings = getattr(getattr(inner, "mujoco_renderer", None), "default_cam_config", None) or {}
+    for key, value in settings.items():
+        if isinstance(value, np.ndarray):
+            getattr(free, key)[:] = value
+        else:
+            setattr(free, key, value)
+    return free
+
+
+class _Resized:
+    """The environment's own pictures, squeezed into a square."""
+
+    def __init__(self, env: Env, camera: int | str | None, size: int) -> None:
+        name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+        if env.render_mode != "rgb_array":
+            modes = env.metadata.get("render_modes")
+            raise EnvError(
+                f"{name} cannot be observed by pixels: it has no render_mode 'rgb_array' (it has {modes}). "
+                "Use observe='state', or give it one that its constructor takes."
+            )
+        if camera is not None:
+            raise EnvError(f"{name} is no MuJoCo model and has no camera {camera!r}; leave out the camera.")
+        self._env, self._name, self._size = env, name, size
+
+    def render(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        try:
+            picture: Any = self._env.render()
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise EnvError(f"{self._name} needs a package that is missing to draw: {error}") from error
+        if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape[2:] != (3,):
+            what = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
+            raise EnvError(f"{self._name}'s render() gave {what}; it must give uint8 (height, width, 3).")
+        return resize(picture, self._size)
+
+    def close(self) -> None:
+        """The environment closes what it draws with."""
+
+
+def resize(picture: Any, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(H, W, C) -> (size, size, C): each pixel is the mean of the area that it covers."""
+    rows, columns = (_areas(length, size) for length in picture.shape[:2])
+    squeezed = np.tensordot(rows, picture.astype(np.float32), 1)
+    mean = np.tensordot(columns, squeezed, (1, 1)).swapaxes(0, 1)
+    return np.ascontiguousarray(np.rint(mean).astype(np.uint8))
+
+
+@lru_cache
+def _areas(length: int, size: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """(size, length): what share of each of `size` equal parts of a line each of its `length` pixels is."""
+    edges, left = np.arange(size + 1)[:, None] * (length / size), np.arange(length)
+    overlap = np.minimum(edges[1:], left + 1) - np.maximum(edges[:-1], left)
+    return (overlap.clip(0) * (size / length)).astype(np.float32)

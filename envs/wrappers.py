@@ -1,8 +1,9 @@
-"""Wrappers around one environment: FlatDict (observations), ActionRepeat, Resumable (outermost)."""
+"""Wrappers around one environment: FlatDict (observations), ActionRepeat, Pixels, Resumable (outermost)."""
 
 import base64
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -146,6 +147,46 @@ class ActionRepeat(gymnasium.Wrapper[Any, Any, Any, Any]):
         return obs, total, terminated, truncated, info
 
 
+class Painter(Protocol):
+    """Draws the environment as it is now: (size, size, 3), uint8."""
+
+    def render(self) -> np.ndarray[Any, np.dtype[np.uint8]]: ...
+
+    def close(self) -> None: ...
+
+
+class Pixels(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """A flat dict with the entry `image`, (size, size, 3), uint8, alone or beside the environment's own."""
+
+    def __init__(self, env: Env, painter: Painter, size: int, keep_state: bool) -> None:
+        super().__init__(env)
+        self._painter, self._keep_state, self._shape = painter, keep_state, (size, size, 3)
+        self.skip = 0
+        """Observations to come that nobody looks at: their image is black."""
+        own = env.observation_space.spaces if keep_state else {}  # type: ignore[attr-defined]
+        if "image" in own:
+            raise EnvError("The environment shows an image of its own; use observe='state' or observe='pixels'.")
+        image = spaces.Box(0, 255, self._shape, np.uint8)
+        self.observation_space = spaces.Dict({**own, "image": image})
+
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[Obs, dict[str, Any]]:
+        obs, info = self.env.reset(seed=seed, options=options)
+        return self._see(obs), info
+
+    def step(self, action: Any) -> Result:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return self._see(obs), float(reward), terminated, truncated, info
+
+    def _see(self, obs: Obs) -> Obs:
+        skipped, self.skip = self.skip > 0, max(0, self.skip - 1)
+        image = np.zeros(self._shape, np.uint8) if skipped else self._painter.render()
+        return {**(obs if self._keep_state else {}), "image": image}
+
+    def close(self) -> None:
+        self._painter.close()
+        super().close()
+
+
 class Resumable(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Can be put back in the middle of an episode, whatever simulator is inside, by playing it again.
 
@@ -226,14 +267,28 @@ class Resumable(gymnasium.Wrapper[Any, Any, Any, Any]):
         seed, rng, actions = state["seed"], _array(state["rng"]), _array(state["actions"])
         if rng is not None:
             self.env.unwrapped.np_random.bit_generator.state = rng
-        self.reset(seed=seed)
-        for action in () if actions is None else actions:
-            self.step(self._unpack(action))
+        actions = () if actions is None else actions
+        with _unseen(self.env, len(actions)):
+            self.reset(seed=seed)
+            for action in actions:
+                self.step(self._unpack(action))
         assert self._result is not None
         before, now = _array(state["observation"]), self._result[0]
         return before.keys() == now.keys() and all(
             np.array_equal(before[key], now[key], equal_nan=True) for key in now
         )
+
+
+@contextmanager
+def _unseen(env: Env, observations: int) -> Iterator[None]:
+    """Inside, the first so many observations are not drawn."""
+    if isinstance(env, Pixels):
+        env.skip = observations
+    try:
+        yield
+    finally:
+        if isinstance(env, Pixels):
+            env.skip = 0
 
 
 def _generator_state(env: Env) -> Any:

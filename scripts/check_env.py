@@ -51,8 +51,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--patience", type=float, default=30.0, help="seconds after which a call has hung (30)")
     parser.add_argument("--action-repeat", type=int, help="steps that each action is held for (dm_control 2, others 1)")
     parser.add_argument("--max-episode-steps", type=int, help="time limit in place of the environment's own")
+    parser.add_argument("--observe", choices=("state", "pixels", "both"), default="state", help="as in mbrl train")
+    parser.add_argument("--camera", help="as in mbrl train")
+    parser.add_argument("--size", type=int, default=64, help="as in mbrl train (64)")
     parser.add_argument("--preset", default="laptop", help="whose networks and replay are planned with (laptop)")
     arguments = parser.parse_args(argv)
+    if arguments.camera is not None and arguments.camera.lstrip("-").isdecimal():
+        arguments.camera = int(arguments.camera)
     for name in ("steps", "seconds", "patience"):
         if not getattr(arguments, name) > 0:
             parser.error(f"argument --{name}: must be more than 0")
@@ -163,7 +168,8 @@ def examine(arguments: argparse.Namespace, watch: Watch = lambda where: None) ->
     import envs
     from envs.checks import Broken, check
 
-    kwargs = {"action_repeat": arguments.action_repeat, "max_episode_steps": arguments.max_episode_steps}
+    names = ("action_repeat", "max_episode_steps", "observe", "camera", "size")
+    kwargs = {name: getattr(arguments, name) for name in names}
     findings, measured = check(
         arguments.env, steps=arguments.steps, seconds=arguments.seconds, watch=watch, **kwargs
     )
@@ -270,8 +276,8 @@ class Rehearsal:
             findings.append(Finding("warning", "observation-scale", what, mend))
         unlimited = count_unlimited(self.envs.single_action_space)
         if unlimited:
-            what = f"{unlimited} of the action's dimensions have no finite bounds: they are driven between -1 and 1, or "
-            what += "within 2 of their one bound"
+            what = f"{unlimited} of the action's dimensions have no finite bounds: they are driven between -1 and 1, "
+            what += "or within 2 of their one bound"
             mend = "self.action_space = spaces.Box(low, high)  # the range that matters"
             findings.append(Finding("warning", "action-bounds", what, mend))
         needed, free = self.planned["replay_bytes"], free_memory()

@@ -20,6 +20,7 @@ from mbrl.checkpoint import best, latest
 from mbrl.errors import UserError
 from mbrl.evaluation import evaluate
 from scripts.machine import choose_device, set_threads
+from scripts.options import ENV_OPTIONS
 from scripts.pictures import film
 
 MODES = ("mode", "sample")
@@ -41,8 +42,9 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"{options.run} was made in Python and does not name its environment; call evaluate() there"
         )
-    env, repeat = found.config["env"], found.config.get("action_repeat")
-    with_envs = envs.make_envs(env, min(options.episodes, PARALLEL), action_repeat=repeat)
+    env = found.config["env"]
+    env_options = {name: found.config[name] for name in ENV_OPTIONS if name in found.config}
+    with_envs = envs.make_envs(env, min(options.episodes, PARALLEL), **env_options)
     try:
         scores = {
             mode: summary(
@@ -59,7 +61,7 @@ def main(argv: list[str]) -> None:
         for mode, score in scores.items():
             print(f"{mode:6}  {score['mean']:.2f} +- {score['std']:.2f}   {options.episodes} episodes")
     if options.video is not None:
-        frames = film(policy.agent, env, repeat, options.seed, options.video)
+        frames = film(policy.agent, env, env_options, options.seed, options.video)
         print(f"{options.video}: {frames} frames", file=sys.stderr)
 
 

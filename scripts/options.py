@@ -19,6 +19,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
+import envs
 from agents import agent_class, config_class, from_dict
 from mbrl.checkpoint import Checkpoint, latest
 from mbrl.errors import UserError
@@ -26,6 +27,8 @@ from mbrl.training import TrainConfig
 
 Config = TypeVar("Config")
 PRESETS = ("laptop", "reference", "debug")
+ENV_OPTIONS = ("action_repeat", "max_episode_steps", "observe", "camera", "size")
+"""What a run says about its environment beside the name; as in ``envs.make_env``."""
 UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 
 
@@ -94,6 +97,14 @@ class Options(Generic[Config]):
     """Each environment in a process of its own; None: what timed steps say."""
     action_repeat: int | None = None
     """Steps that each action is held for; None: 2 for dm_control, 4 for Atari, 1 for the others."""
+    max_episode_steps: int | None = None
+    """The simulator's steps after which an episode is cut off; None: the environment's own limit."""
+    observe: envs.Observe = "state"
+    """What the agent sees: the environment's own observations, pictures of it, or both."""
+    camera: int | str | None = None
+    """The camera of a MuJoCo model that takes the pictures; None: the usual one."""
+    size: int = 64
+    """Side of the pictures that the agent sees."""
     device: str = "auto"
     """auto, cpu or cuda; auto is what a timed update says."""
     threads: int | None = None
@@ -114,12 +125,17 @@ class Options(Generic[Config]):
         return TrainConfig(**{**values, "steps": self.steps, "minutes": self.minutes})
 
     @property
+    def env_options(self) -> dict[str, Any]:
+        """Of every environment of the run, for ``envs.make_env``."""
+        return {name: getattr(self, name) for name in ENV_OPTIONS}
+
+    @property
     def directory(self) -> Path:
         return run_directory(self.runs_dir, self.env, self.agent, self.seed)
 
     def plain(self) -> dict[str, Any]:
         """What this run is, as it is stored with it."""
-        names = ("env", "agent", "preset", "seed", "num_envs", "parallel", "action_repeat", "threads")
+        names = ("env", "agent", "preset", "seed", "num_envs", "parallel", *ENV_OPTIONS, "threads")
         return {
             **{name: getattr(self, name) for name in names},
             "config": dataclasses.asdict(self.config),  # type: ignore[call-overload]
@@ -201,7 +217,7 @@ def _defaults(env: str, agent: str, preset: str | None, resume: Checkpoint | Non
     if stored and name == stored["preset"]:
         config = from_dict(type(config), stored["config"])
         training = from_dict(TrainConfig, stored["training"])
-    kept = {key: stored[key] for key in ("num_envs", "parallel", "action_repeat", "threads") if key in stored}
+    kept = {key: stored[key] for key in ("num_envs", "parallel", *ENV_OPTIONS, "threads") if key in stored}
     if "OMP_NUM_THREADS" in os.environ:
         kept.pop("threads", None)
     loop = Loop(**{f.name: getattr(training, f.name) for f in dataclasses.fields(TrainConfig)})

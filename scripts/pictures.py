@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,12 @@ SECONDS = 30
 
 
 def draw(
-    directory: Path, env: str, action_repeat: int | None, agent: Agent, result: Result, seed: int
+    directory: Path, env: str, env_options: dict[str, Any], agent: Agent, result: Result, seed: int
 ) -> tuple[list[str], list[str]]:
     """Names of the pictures that were written, and why others were not. Never fails: the run is safe."""
     saved, notes = [], []
     for name, write in (
-        ("eval.gif", lambda path: film(agent, env, action_repeat, seed, path)),
+        ("eval.gif", lambda path: film(agent, env, env_options, seed, path)),
         ("dream.gif", lambda path: dream(path, result.report)),
     ):
         try:
@@ -40,11 +39,9 @@ def draw(
     return saved, notes
 
 
-def film(agent: Agent, env_name: str, action_repeat: int | None, seed: int, path: Path) -> int:
+def film(agent: Agent, env_name: str, env_options: dict[str, Any], seed: int, path: Path) -> int:
     """One episode of the policy's mode as a GIF; returns the number of frames, 0 where nothing is drawn."""
-    if not os.environ.get("DISPLAY"):
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame complains where there is no screen
-    env = envs.make_env(env_name, action_repeat=action_repeat, render_mode="rgb_array")
+    env = envs.make_env(env_name, **env_options, render_mode="rgb_array")
     try:
         frames, every = [], _stride(env)
         with own_randomness(seed), torch.no_grad():

@@ -45,18 +45,18 @@ def main(argv: list[str]) -> int:
 
 def run(options: Options[Any], resume: Checkpoint | None) -> int:
     """Train; 0 when the run is complete, 128 + signal when it was interrupted (and saved)."""
-    config, directory, repeat = options.train_config, options.directory, options.action_repeat
+    config, directory = options.train_config, options.directory
     choose_device(options.device)  # refuses what is not there
     keep_freed_memory()
     processes = ""
     if options.parallel is None:
-        make = partial(envs.make_env, options.env, action_repeat=repeat)
+        make = partial(envs.make_env, options.env, **options.env_options)
         parallel, processes = worth_processes(make, options.num_envs)
         options = replace(options, parallel=parallel)
     train_envs = envs.make_envs(
-        options.env, options.num_envs, parallel=bool(options.parallel), action_repeat=repeat
+        options.env, options.num_envs, parallel=bool(options.parallel), **options.env_options
     )
-    eval_envs = envs.make_envs(options.env, config.eval_episodes, action_repeat=repeat)
+    eval_envs = envs.make_envs(options.env, config.eval_episodes, **options.env_options)
     try:
         space, actions = train_envs.single_observation_space, train_envs.single_action_space
         found = candidates(options.device, options.threads)
@@ -140,7 +140,7 @@ def finish(options: Options[Any], agent: Agent, result: Result) -> list[str]:
     saved: list[str] = []
     lines: list[str] = []
     if options.pictures:
-        saved, lines = draw(directory, options.env, options.action_repeat, agent, result, options.seed)
+        saved, lines = draw(directory, options.env, options.env_options, agent, result, options.seed)
     saved = ["checkpoint", *saved, write_report(directory).name]
     # Settings that differ, and damage that was passed over, were shown at the start.
     lines += [note for note in result.notes if "continues with" not in note and "damaged" not in note]

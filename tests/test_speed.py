@@ -14,9 +14,9 @@ import torch
 from rich.console import Console
 
 from agents.dreamer import Dreamer
-from benchmarks import speed
+from benchmarks import frames, speed
 from benchmarks.speed import SECTIONS, WORKS, Stopwatch
-from envs import make_env
+from envs import EnvError, make_env, rendering
 from mbrl.spaces import check_observation_space
 
 ROOT = Path(__file__).parent.parent
@@ -155,6 +155,15 @@ def test_pixels_are_the_official_12_m_parameters_on_images() -> None:
     agent, replay = speed.build(work)
     assert 9e6 < agent.num_parameters < 13e6
     assert replay.arrays["obs/image"].dtype == torch.uint8 and replay.arrays["obs/image"].shape[2:] == (64, 64, 3)
+
+
+def test_frames_are_counted_in_one_process_and_in_two() -> None:
+    try:
+        rendering.make_current()
+    except EnvError as error:
+        pytest.skip(f"nothing can be drawn here: {error}")
+    found = frames.frames_per_s(0.1)
+    assert tuple(found) == ("ours", "ours_parallel", "dm_control") and min(found.values()) > 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
