@@ -202,8 +202,8 @@ def check_images(space: spaces.Space[Any]) -> list[Finding]:
         if not isinstance(leaf, spaces.Box) or len(leaf.shape) != 3 or as_image(leaf) is not None:
             continue
         if sorted(leaf.shape)[1] >= 16 >= min(leaf.shape):
-            what = f"observation '{_key(path)}' {leaf.shape} looks like a picture, but is {leaf.dtype}, neither uint8 nor "
-            what += "in [0, 1]: "
+            what = f"observation '{_key(path)}' {leaf.shape} looks like a picture, but is {leaf.dtype}, neither uint8 "
+            what += "nor in [0, 1]: "
             what += f"it is encoded as a vector of {np.prod(leaf.shape)} numbers"
             mend = "spaces.Box(0, 255, shape, np.uint8)  # and return (255 * picture).astype(np.uint8)"
             findings.append(Finding("warning", "image-type", what, mend))
