@@ -245,7 +245,7 @@ def test_gymnasium_repeats_stop_at_the_end_and_limits_count_every_step() -> None
 def test_nested_actions_are_played_again() -> None:
     space = spaces.Dict({"a": spaces.Discrete(3), "b": spaces.Tuple([spaces.Box(-1, 1, (2,)), spaces.MultiBinary(2)])})
 
-    class Nested(Probe):
+    class Nested(Counter):
         action_space = space
         taken: ClassVar[list[Any]] = []
 
@@ -253,7 +253,7 @@ def test_nested_actions_are_played_again() -> None:
             self.taken.append(action)
             return super().step(action)
 
-    env = make_env(lambda: Nested(spaces.Discrete(2)))
+    env = make_env(Nested)
     env.reset(seed=1)
     space.seed(0)
     for _ in range(3):
