@@ -61,6 +61,28 @@ class Conv(nn.Conv2d):
         return super().forward(x).to(x.dtype)
 
 
+class UpConv(Conv):
+    """(n, in, H, W) -> (n, out, 2 H, 2 W): every pixel doubled both ways, then 5 x 5.
+
+    Each of the four pixels that one becomes sees 3 x 3 of the old ones. As four convolutions of that size,
+    whose weights are sums of the 5 x 5 ones, it takes 9/25 of the arithmetic and has more channels at once.
+    """
+
+    sums: Tensor
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs)
+        first = [[1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]  # which of 5 taps fall on which of 3 old pixels
+        second = [[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 1]]
+        self.register_buffer("sums", torch.tensor([first, second]).to(self.weight.dtype), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch.einsum("pik,qjl,ockl->pqocij", self.sums, self.sums, self.weight)
+        y = F.conv2d(x, weight.flatten(0, 2), self.bias.repeat(4), padding=1).to(x.dtype)  # type: ignore[union-attr]
+        y = y.permute(0, 2, 3, 1).unflatten(-1, (2, 2, -1)).permute(0, 1, 3, 2, 4, 5)  # (n, H, 2, W, 2, out)
+        return y.flatten(1, 2).flatten(2, 3).permute(0, 3, 1, 2)
+
+
 class BlockLinear(nn.Module):
     """One matrix per block, a linear layer with G times fewer weights; all blocks may also see ``shared`` inputs.
 
@@ -305,7 +327,7 @@ class ConvDecoder(nn.Module):
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         inputs = depths[-1]
         for size in [*depths[-2::-1], channels]:
-            self.convs.append(Conv(inputs, size))
+            self.convs.append(UpConv(inputs, size))
             inputs = size
         for size in depths[-2::-1]:
             self.norms.append(make_norm(norm, size))
@@ -319,8 +341,7 @@ class ConvDecoder(nn.Module):
         x = x.reshape(n, rows, columns, channels) + self.from_stoch(stoch)
         x = F.silu(self.norm(x)).permute(0, 3, 1, 2)
         for conv, norm in zip(self.convs, self.norms, strict=False):
-            x = conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-            x = F.silu(norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
-        x = self.convs[-1](F.interpolate(x, scale_factor=2, mode="nearest"))
+            x = F.silu(norm(conv(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        x = self.convs[-1](x)
         height, width = self.size
         return torch.sigmoid(x).permute(0, 2, 3, 1)[:, :height, :width]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch import nn
 
 from mbrl.dynamics.rssm import RSSMConfig
 from mbrl.errors import UserError
@@ -16,6 +17,7 @@ from mbrl.networks import (
     ConvEncoder,
     Head,
     Linear,
+    UpConv,
     VectorScaling,
     VectorView,
     make_norm,
@@ -100,6 +102,14 @@ def test_sides_that_do_not_divide_by_16_are_padded_and_cut() -> None:
     assert not torch.allclose(encoder({"image": black}, lead=1), encoder({"image": corner}, lead=1))
     predictions = Decoder(CONFIG, space, encoder.view, (32, 12))(torch.randn(2, 44))
     assert predictions["image"].shape == (2, 21, 40, 1)
+
+
+def test_doubling_and_convolving_at_once_is_both_in_turn() -> None:
+    conv = UpConv(3, 2).double()
+    nn.init.normal_(conv.bias)
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    doubled = nn.functional.interpolate(x, scale_factor=2, mode="nearest")
+    torch.testing.assert_close(conv(x), nn.functional.conv2d(doubled, conv.weight, conv.bias, padding=2))
 
 
 # ---- running statistics -----------------------------------------------------------------------------
