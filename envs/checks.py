@@ -24,6 +24,7 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from envs import Name, make_env
 from envs.errors import EnvError
+from envs.vector import GOOD_STEPS
 from envs.wrappers import Env, Obs, Result, as_image
 
 Array = np.ndarray[Any, Any]
@@ -97,13 +98,14 @@ def check(
 
 @contextmanager
 def calling(
-    watch: Watch, check: str, where: str, readable: tuple[type[Exception], ...] = (EnvError,)
+    watch: Watch, check: str, where: str, readable: tuple[type[Exception], ...] = (EnvError,), severity: str = "error"
 ) -> Iterator[None]:
     """Whatever is raised inside is the environment's fault.
 
     Args:
         where: what is done to it.
         readable: errors that say themselves what to do.
+        severity: of others.
 
     Raises:
         Broken: in place of it.
@@ -114,7 +116,7 @@ def calling(
     except (Exception, SystemExit) as error:
         if isinstance(error, readable):
             raise Broken(explained(check, where, str(error))) from error
-        raise Broken(_raised(check, where, error)) from error
+        raise Broken(_raised(check, where, error, severity)) from error
 
 
 def explained(check: str, where: str, message: str) -> Finding:
@@ -127,13 +129,14 @@ def explained(check: str, where: str, message: str) -> Finding:
     return Finding("error", check, f"{where}: {message}", "as the message says")
 
 
-def _raised(check: str, where: str, error: BaseException) -> Finding:
+def _raised(check: str, where: str, error: BaseException, severity: str) -> Finding:
     frames = traceback.extract_tb(error.__traceback__)
     between = (str(Path(__file__).parent), gymnasium.__path__[0])
     own = [frame for frame in frames if not frame.filename.startswith(between)]
     tail = "".join(traceback.format_list(own[-2:]) + traceback.format_exception_only(error)).rstrip()
     mend = f"correct {own[-1].filename}:{own[-1].lineno}, in {own[-1].name}" if own else RETURNS
-    return Finding("error", check, f"{where} raised {type(error).__name__}\n{tail}", mend)
+    survived = " (training restarts an environment that breaks seldom)" if severity == "warning" else ""
+    return Finding(severity, check, f"{where} raised {type(error).__name__}{survived}\n{tail}", mend)
 
 
 # ---- construction ------------------------------------------------------------------------------
@@ -322,6 +325,11 @@ class Sample:
     """The first finding of each check and key."""
 
     @property
+    def fault(self) -> str:
+        """Severity of a fault now: training restarts an environment that breaks seldom."""
+        return "warning" if len(self.rewards) > GOOD_STEPS else "error"
+
+    @property
     def repeat(self) -> int:
         return int(self.env.get_wrapper_attr("action_repeat"))
 
@@ -343,14 +351,14 @@ class Sample:
     def _reset(self, count: int, watch: Watch) -> None:
         seed = 0 if count == 0 else None
         begin = time.perf_counter()
-        with calling(watch, "reset", f"reset() before step {count + 1}"):
+        with calling(watch, "reset", f"reset() before step {count + 1}", severity=self.fault):
             obs, _ = self.env.reset(seed=seed)
         self.seconds += time.perf_counter() - begin
         self._look(obs, f"after reset(), before step {count + 1}")
 
     def _step(self, count: int, action: Any, watch: Watch) -> tuple[bool, bool]:
         where = f"step {count}, action {_short(action)},"
-        with calling(watch, "step", where):
+        with calling(watch, "step", where, severity=self.fault):
             begin = time.perf_counter()
             obs, reward, terminated, truncated, _ = self.env.step(action)
             self.seconds += time.perf_counter() - begin
@@ -358,7 +366,7 @@ class Sample:
             over = bool(terminated), bool(truncated)
         if not np.isfinite(self.rewards[-1]):
             mend = "correct the reward in step(); where it divides, guard against zero"
-            self._once("error", "reward-finite", "", f"the reward is {reward} at step {count}", mend)
+            self._once(self.fault, "reward-finite", "", f"the reward is {reward} at step {count}", mend)
         self._look(obs, f"at step {count}")
         return over
 
@@ -383,7 +391,7 @@ class Sample:
             if value.dtype.kind == "f" and not np.isfinite(value).all():
                 bad = value[~np.isfinite(value)][0]
                 mend = "correct the observation in reset() and step(); float32 holds numbers up to 3e38"
-                self._once("error", "observation-finite", key, f"observation '{key}' is {bad} {when}", mend)
+                self._once(self.fault, "observation-finite", key, f"observation '{key}' is {bad} {when}", mend)
                 continue
             seen.add(value)
             if isinstance(space, spaces.Box) and space.shape == value.shape:

@@ -20,6 +20,8 @@ from mbrl.randomness import own_randomness
 
 TRIES = 4
 """Of an episode whose environment breaks; then it is left out."""
+LIMIT = 10_000
+"""Decisions after which an episode that does not end is cut."""
 
 
 class Interrupted(Exception):
@@ -34,12 +36,14 @@ def evaluate(
     explore: bool = False,
     stop: Callable[[], bool] = lambda: False,
     note: Callable[[str], None] = warnings.warn,
+    limit: int = LIMIT,
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Undiscounted returns (episodes,), one episode per environment unless told otherwise.
 
     Each environment contributes its fixed share of episodes, so short episodes are not over-counted.
     The same agent, environments and seed give the same returns. Where environments broke, ``note`` is told
-    how many episodes were repeated, and how many are missing in the result.
+    how many episodes were repeated, and how many are missing in the result. An episode of ``limit``
+    decisions counts as one, so that episodes without end can be scored; ``note`` is told that too.
 
     Raises:
         Interrupted: ``stop()`` became true.
@@ -49,6 +53,7 @@ def evaluate(
     share = [episodes // envs.num_envs + (i < episodes % envs.num_envs) for i in range(envs.num_envs)]
     returns: list[list[float]] = [[] for _ in share]  # NaN: left out
     broken, repeated, fault = [0] * envs.num_envs, 0, ""
+    length, cut = np.zeros(envs.num_envs, int), 0
     with own_randomness(seed):
         driver = Driver(envs)
         step, state = driver.reset(seed), agent.initial_state(envs.num_envs)
@@ -59,15 +64,18 @@ def evaluate(
             action, state = agent.act(step, state, explore)
             step = driver.step(action)
             for row, fault in driver.faults.items():  # noqa: B007  the last one is told
-                running[row], broken[row] = 0.0, broken[row] + 1
+                running[row], length[row], broken[row] = 0.0, 0, broken[row] + 1
                 repeated += len(returns[row]) < share[row]
                 if broken[row] % TRIES == 0:
                     returns[row].append(np.nan)
             running += step.reward.numpy()
-            for i in np.flatnonzero(step.is_last.numpy()):
+            length += (~step.is_first).numpy()
+            ended = step.is_last.numpy()
+            for i in np.flatnonzero(ended | (length >= limit)):
                 if len(returns[i]) < share[i]:
                     returns[i].append(float(running[i]))
-                running[i], broken[i] = 0.0, 0
+                    cut += not ended[i]
+                running[i], length[i], broken[i] = 0.0, 0, 0
     every = np.array([value for done, wanted in zip(returns, share, strict=True) for value in done[:wanted]])
     missing = sum(map(math.isnan, every))
     if missing == len(every):
@@ -76,5 +84,10 @@ def evaluate(
         note(
             f"evaluation: environments broke {repeated} times, the last with {fault}\nThose episodes were repeated, "
             f"but for {missing} of {episodes} that are left out"
+        )
+    if cut:
+        note(
+            f"evaluation: {cut} of {episodes} episodes had not ended after {limit} decisions and were cut there; "
+            "give the environment a time limit with --max-episode-steps"
         )
     return every[~np.isnan(every)]

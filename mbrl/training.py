@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from mbrl.checkpoint import Checkpoint, Checkpoints, as_tensors, describe_agent, pack
 from mbrl.driver import Driver
 from mbrl.errors import UserError
-from mbrl.evaluation import Interrupted, evaluate
+from mbrl.evaluation import LIMIT, Interrupted, evaluate
 from mbrl.interfaces import Agent, EnvStates, Log, Rows, State
 from mbrl.progress import Progress, Scores
 from mbrl.randomness import own_randomness, seed_everything
@@ -57,6 +58,8 @@ class TrainConfig:
     """Episodes of each evaluation on the way, in each mode."""
     final_episodes: int = 20
     """Episodes of the evaluation at the end, in each mode."""
+    eval_limit: int = LIMIT
+    """Decisions after which an episode of an evaluation is cut, if it has not ended."""
     log_every: int = 1000
     """Environment steps between lines of metrics."""
     checkpoint_every: float = 5.0
@@ -330,7 +333,9 @@ class Trainer:
         return (self.driver.env_steps - self.shown_step) / max(seconds, 1e-9)
 
     def note(self, text: str) -> None:
-        """Something that the user should know, now and in the result."""
+        """Something that the user should know, now and in the result; not twice."""
+        if text in self.notes:
+            return
         self.notes.append(text)
         if self.screen is not None:
             self.screen.note(text)
@@ -370,15 +375,14 @@ class Trainer:
         """Score the mode and a sample of the policy; a request to stop discards both."""
         progress, step, begin = self.progress, self.driver.env_steps, time.monotonic()
         if self.eval_envs is not None:
-            seed, envs, stop = 1_000_000 + self.seed, self.eval_envs, self.stop.__bool__
+            envs, limit = self.eval_envs, self.config.eval_limit
+            score = partial(evaluate, self.agent, envs, 1_000_000 + self.seed, episodes, note=self.note, limit=limit)
             if self.screen is not None:
                 self.screen.heartbeat(f"step {step}, evaluating {episodes} episodes")
             try:
                 with self._saved_on_error(env_states=True):
-                    scores = {
-                        mode: evaluate(self.agent, envs, seed, episodes, mode == "sample", stop, self.note).tolist()
-                        for mode in ("mode", "sample")
-                    }
+                    modes = ("mode", "sample")
+                    scores = {mode: score(explore=mode == "sample", stop=self.stop.__bool__).tolist() for mode in modes}
             except Interrupted:
                 return
             for mode, returns in scores.items():

@@ -236,6 +236,7 @@ def _checked(options: Options[Any]) -> Options[Any]:
         "--training.eval-every": (loop.eval_every, 1),
         "--training.log-every": (loop.log_every, 1),
         "--training.eval-episodes": (loop.eval_episodes, 1),
+        "--training.eval-limit": (loop.eval_limit, 1),
         "--training.final-episodes": (loop.final_episodes, 1),
         "--training.checkpoint-every": (loop.checkpoint_every, 0),
     }
