@@ -35,6 +35,7 @@ def test_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     ours = {str(file.relative_to(ROOT)) for package in PACKAGES for file in (ROOT / package).rglob("*.py")}
     assert ours <= names
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
+    assert "benchmarks/reference/curves.csv" in names
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
     assert not [name for name in names if name.startswith("benchmarks/results/")]
