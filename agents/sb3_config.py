@@ -97,8 +97,7 @@ class Td3Config:
     policy_delay: int = 2
     """Updates of the critics for one of the actor."""
     noise_std: float = 0.1
-    """Of the exploration noise, actions being in [-1, 1]. Stable-Baselines3 has none unless told; the paper and
-    every entry of the zoo have 0.1."""
+    """Of the exploration noise, actions being in [-1, 1]: the paper's and the zoo's; Stable-Baselines3 has none."""
     net_arch: Layers | None = None
     """Hidden layers of actor and critics; None: Stable-Baselines3's."""
 

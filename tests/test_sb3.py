@@ -57,6 +57,23 @@ class Fixed(gymnasium.Env[Any, Any]):
         return np.array([self.time], np.float32), 1.0, over and self.terminates, over and not self.terminates, {}
 
 
+class Seeing(Fixed):
+    """The same, with a picture beside it."""
+
+    observation_space = spaces.Dict({"state": Fixed.observation_space, "image": PICTURE})
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        obs, info = super().reset(seed=seed)
+        return self._with_picture(obs), info
+
+    def step(self, action: Any) -> Any:
+        obs, *rest = super().step(action)
+        return self._with_picture(obs), *rest
+
+    def _with_picture(self, obs: Any) -> Any:
+        return {"state": obs, "image": np.full((64, 64, 3), 10 * self.time, np.uint8)}
+
+
 class Identity(gymnasium.Env[Any, Any]):
     """Do what you see: 20 steps, each rewarded by how well."""
 
@@ -87,6 +104,10 @@ def cut_short() -> Any:
 
 def terminal() -> Any:
     return Fixed(terminates=True)
+
+
+def seeing() -> Any:
+    return Seeing(terminates=False)
 
 
 def identity() -> Any:
@@ -344,6 +365,16 @@ def test_a_run_continues_where_it_stopped(name: str, env: str, config: Any, tmp_
         assert longer.buffer.size() == 100
         assert np.array_equal(longer.buffer.observations[:60], memory.buffer.observations[:60])
         assert np.array_equal(longer.buffer.rewards[:60], memory.buffer.rewards[:60])
+
+
+def test_pictures_with_vectors_are_trained_on_and_stored(tmp_path: Path) -> None:
+    config = SacConfig(learning_starts=14, batch_size=4, net_arch=(16,))
+    result, *_ = run("sac", config, seeing, brief(16), directory=tmp_path)
+    _, _, memory, _ = run("sac", config, seeing, brief(20), directory=tmp_path)
+    before, after = (getattr(memory.buffer, name) for name in ("observations", "next_observations"))
+    assert before["vector"][:, 0, 0].tolist() == [0, 1, 2, 3, 4] * 4
+    assert np.array_equal(10 * after["vector"][:, 0, 0], after["image"][:, 0, 0, 0, 0])
+    assert before["image"].shape == (20, 1, 3, 64, 64) and result.updates == 2
 
 
 def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path) -> None:
