@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from agents.policy import Policy
     from mbrl.interfaces import Agent
 
-AGENTS = {"dreamer": "agents.dreamer:Dreamer", "random": "agents.random_agent:RandomAgent"}
+AGENTS = {
+    "dreamer": "agents.dreamer:Dreamer",
+    "random": "agents.random_agent:RandomAgent",
+    "sac": "agents.sb3:Sac",
+    "ppo": "agents.sb3:Ppo",
+    "td3": "agents.sb3:Td3",
+    "tqc": "agents.sb3:Tqc",
+    "crossq": "agents.sb3:Crossq",
+    "dqn": "agents.sb3:Dqn",
+}
 
 
 def agent_class(name: str) -> Any:

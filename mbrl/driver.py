@@ -137,6 +137,24 @@ class Driver:
             torch.from_numpy(terminated),
         )
 
+    def begin_episodes(self, last: Steps) -> Steps:
+        """Reset the environments that the next step would begin an episode in, now; ``last`` was the last step.
+
+        Returns Steps (N,), ``is_first`` where one begins and as in ``last`` elsewhere.
+        """
+        self.faults, self.restarts = {}, 0
+        rows, obs = self._done, self._reset_obs
+        if not rows.any():
+            return last
+        if (due := rows & ~self._waiting).any():
+            assert self._resets_rows or due.all(), "this vector environment resets all or none"
+            obs = self._read(self._reset_rows(None, due) if self._resets_rows else self.envs.reset()[0])
+        self._done, self._waiting = np.zeros_like(rows), np.zeros_like(rows)
+        steps = last.map(torch.clone)
+        for old, new in zip(steps.tensors(), self._first(obs).tensors(), strict=True):
+            old[rows] = new[rows]
+        return steps
+
     def resume(self, last: Steps, restored: list[bool]) -> list[bool]:
         """Continue after ``last``; ``restored`` tells which environments were put back where they were.
 

@@ -7,7 +7,8 @@ F features, E embedding floats. A State is an opaque nest of tensors with common
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from gymnasium.vector import VectorEnv
@@ -15,6 +16,10 @@ from torch import Tensor
 
 from mbrl.replay import Replay
 from mbrl.steps import Steps
+
+if TYPE_CHECKING:
+    from mbrl.driver import Driver
+    from mbrl.training import TrainConfig
 
 State = dict[str, Tensor]
 
@@ -50,6 +55,48 @@ class Agent(Protocol):
 
     def describe(self) -> str:
         """One line: how observations are encoded, the action head, the number of parameters."""
+
+
+@runtime_checkable
+class OwnLoop(Protocol):
+    """An agent that brings its own training loop and memory along; train() keeps the run around it."""
+
+    def memory(self, num_envs: int, decisions: int) -> Memory:
+        """Get ready for a training of so many decisions at most; what takes the place of the replay."""
+
+    def run(self, loop: Loop) -> None:
+        """Train until ``loop.settle()`` says stop; it is asked before each decision, and at the end."""
+
+
+class Memory(Protocol):
+    """What train() does with a replay that it does not fill; see Replay for each."""
+
+    def save(self, directory: Path, checkpoint: Path) -> dict[str, Any]: ...
+    def load(self, directory: Path, checkpoint: Path, manifest: dict[str, Any]) -> None: ...
+    def clear(self) -> None: ...
+    def close_episode(self, env: int) -> None: ...
+
+
+class Loop(Protocol):
+    """What train() lends to an agent that runs its own loop; mbrl.training.Trainer is one."""
+
+    driver: Driver
+    config: TrainConfig
+    seed: int
+    step: Steps
+    """(N,): the newest."""
+
+    def settle(self) -> bool:
+        """Evaluate, log and save what is due; whether to leave."""
+
+    def advance(self, action: Tensor) -> None:
+        """Action (N, A): step the environments."""
+
+    def begin_episodes(self) -> None:
+        """Reset the environments whose episode ended with the newest step."""
+
+    def learned(self, updates: int, metrics: dict[str, Tensor | float]) -> None:
+        """Tell the number of updates so far, and the metrics of the last."""
 
 
 class Dynamics(Protocol):

@@ -18,7 +18,8 @@ class Progress:
     learning: bool = False
     """The prefill is complete."""
     next_log: int = 0
-    next_eval: int = 0
+    next_eval: float = 0
+    """Infinity: no evaluation but the one at the end."""
     finished: bool = False
     wall: float = 0.0
     first_update_wall: float = 0.0

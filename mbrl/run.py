@@ -26,7 +26,7 @@ from mbrl.errors import UserError
 
 RunState = Literal["running", "finished", "interrupted", "failed"]
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-PACKAGES = ("mbrl-toolkit", "torch", "numpy", "gymnasium", "mujoco", "dm-control")
+PACKAGES = ("mbrl-toolkit", "torch", "numpy", "gymnasium", "mujoco", "dm-control", "stable-baselines3", "sb3-contrib")
 
 
 def write_status(directory: Path, state: RunState, **values: Any) -> None:

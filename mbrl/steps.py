@@ -37,6 +37,10 @@ class Steps:
         flags = (self.is_first, self.is_last, self.is_terminal)
         return Steps(obs, function(self.action), function(self.reward), *map(function, flags))
 
+    def tensors(self) -> list[Tensor]:
+        """Every tensor, observations first."""
+        return [*self.obs.values(), self.action, self.reward, self.is_first, self.is_last, self.is_terminal]
+
     def __getitem__(self, index: Any) -> Steps:
         return self.map(lambda tensor: tensor[index])
 

@@ -8,6 +8,7 @@ environment. N parallel environments, A action dims.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +26,7 @@ from mbrl.checkpoint import Checkpoint, Checkpoints, as_tensors, describe_agent,
 from mbrl.driver import Driver
 from mbrl.errors import UserError
 from mbrl.evaluation import LIMIT, Interrupted, evaluate
-from mbrl.interfaces import Agent, EnvStates, Log, Rows, State
+from mbrl.interfaces import Agent, EnvStates, Log, OwnLoop, Rows, State
 from mbrl.progress import Progress, Scores
 from mbrl.randomness import own_randomness, seed_everything
 from mbrl.replay import Replay, ReplayConfig
@@ -53,7 +54,9 @@ class TrainConfig:
     pretrain: int = 0
     """Updates done at once when the prefill is complete."""
     eval_every: int = 5000
-    """Environment steps between evaluations."""
+    """Environment steps between evaluations; 0: none but those of ``eval_at`` and the one at the end."""
+    eval_at: tuple[int, ...] = ()
+    """Environment steps to evaluate at besides, as soon as they are reached."""
     eval_episodes: int = 10
     """Episodes of each evaluation on the way, in each mode."""
     final_episodes: int = 20
@@ -177,33 +180,45 @@ class Trainer:
         """Seed everything, reset, and take the first decision."""
         seed_everything(self.seed)
         self.progress.next_log = self.config.log_every
-        self.progress.next_eval = self.config.eval_every
+        self.progress.next_eval = next_evaluation(0, self.config)
         self.step = self.driver.reset(self.seed)
         self._heed_restarts()
         self.state = self.agent.initial_state(self.driver.num_envs)
-        self._decide()
+        self.action = self.driver.action_spec.zero(self.driver.num_envs)
+        if not isinstance(self.agent, OwnLoop):
+            self._decide()
 
     def run(self) -> None:
         progress = self.progress
         if progress.finished and self._over():
             return
         progress.finished = False
+        if progress.next_eval > self.driver.env_steps:  # what is asked for may have changed since then
+            progress.next_eval = next_evaluation(self.driver.env_steps, self.config)
+        if isinstance(self.agent, OwnLoop):
+            self.agent.run(self)
+            return
         while True:
             self._learn()
-            over, step = self._over(), self.driver.env_steps
-            if not self.stop and (over or step >= progress.next_eval):
-                self._evaluate(self.config.final_episodes if over else self.config.eval_episodes)
-            if not self.stop and (over or step >= progress.next_log):
-                self._write_metrics()
-                progress.finished = over
-            leave = over or bool(self.stop)  # asked once: a signal from here on comes too late for this save
-            due = time.monotonic() - self.saved_at > 60 * self.config.checkpoint_every
-            best = self.score is not None and self.score == progress.best
-            if self.checkpoints is not None and (leave or due or best):
-                self._save()
-            if leave:
+            if self.settle():
                 return
             self._interact()
+
+    def settle(self) -> bool:
+        """Evaluate, log and save what is due; whether to leave."""
+        progress = self.progress
+        over, step = self._over(), self.driver.env_steps
+        if not self.stop and (over or step >= progress.next_eval):
+            self._evaluate(self.config.final_episodes if over else self.config.eval_episodes)
+        if not self.stop and (over or step >= progress.next_log):
+            self._write_metrics()
+            progress.finished = over
+        leave = over or bool(self.stop)  # asked once: a signal from here on comes too late for this save
+        due = time.monotonic() - self.saved_at > 60 * self.config.checkpoint_every
+        best = self.score is not None and self.score == progress.best
+        if self.checkpoints is not None and (leave or due or best):
+            self._save()
+        return leave
 
     def _over(self) -> bool:
         minutes = self.config.minutes
@@ -223,16 +238,25 @@ class Trainer:
 
     def _interact(self) -> None:
         progress, before = self.progress, self.driver.decisions
-        with self._saved_on_error(env_states=False):  # some may have made the step, others not
-            self.step = self.driver.step(self.action)
-        self._heed_restarts()
+        self.advance(self.action)
         self._decide()
         if progress.learning:
             progress.owed += self.config.update_ratio * (self.driver.decisions - before)
         elif self.driver.decisions >= self.config.prefill and self._can_sample():
-            progress.learning = True
+            self._begin_learning()
             progress.owed += self.config.pretrain
-            progress.first_update_wall, progress.first_update_step = self.wall, self.driver.env_steps
+
+    def _begin_learning(self) -> None:
+        progress = self.progress
+        progress.learning = True
+        progress.first_update_wall, progress.first_update_step = self.wall, self.driver.env_steps
+
+    def advance(self, action: Tensor) -> None:
+        """Action (N, A): step the environments, and keep count of their episodes."""
+        progress = self.progress
+        with self._saved_on_error(env_states=False):  # some may have made the step, others not
+            self.step = self.driver.step(action)
+        self._heed_restarts()
         reward, is_first, is_last = self.step.reward.tolist(), self.step.is_first, self.step.is_last
         for i in range(self.driver.num_envs):
             progress.running_return[i] += reward[i]
@@ -242,6 +266,19 @@ class Trainer:
                 self.log.episode(self.driver.env_steps, score, progress.running_length[i])
                 progress.returns.append(score)
                 progress.running_return[i], progress.running_length[i] = 0.0, 0
+
+    def begin_episodes(self) -> None:
+        """Reset the environments whose episode ended with the newest step, for who cannot wait for the next."""
+        with self._saved_on_error(env_states=False):
+            self.step = self.driver.begin_episodes(self.step)
+        self._heed_restarts()
+
+    def learned(self, updates: int, metrics: Metrics) -> None:
+        """Of a loop of its own: the number of updates so far, and the metrics of the last."""
+        if not self.progress.learning:
+            self._begin_learning()
+        self.progress.updates = updates
+        self._count(metrics)
 
     def _heed_restarts(self) -> None:
         """Where an environment broke and was restarted, its episode ends, truncated, with the last good step."""
@@ -277,13 +314,18 @@ class Trainer:
             metrics = self.agent.update(self.replay)
             progress.owed -= 1
             progress.updates += 1
-            self._check_finite(metrics)
-            for name, value in metrics.items():
-                value = value.detach() if isinstance(value, Tensor) else value
-                progress.sums[name] = progress.sums.get(name, 0.0) + value
-                progress.counts[name] = progress.counts.get(name, 0) + 1
-            if self.screen is not None and time.monotonic() - self.shown_at > 10:
-                self._show(self._averages())
+            self._count(metrics)
+
+    def _count(self, metrics: Metrics) -> None:
+        """Add an update's metrics to those of the next line."""
+        progress = self.progress
+        self._check_finite(metrics)
+        for name, value in metrics.items():
+            value = value.detach() if isinstance(value, Tensor) else value
+            progress.sums[name] = progress.sums.get(name, 0.0) + value
+            progress.counts[name] = progress.counts.get(name, 0) + 1
+        if self.screen is not None and time.monotonic() - self.shown_at > 10:
+            self._show(self._averages())
 
     def _averages(self) -> dict[str, float]:
         """The metrics of the updates since the last line."""
@@ -394,7 +436,7 @@ class Trainer:
             with own_randomness(self.seed):
                 self.last_report = self.agent.report(self.replay)
             self.log.scalars(step, self.last_report)
-        progress.next_eval = next_multiple(step, self.config.eval_every)
+        progress.next_eval = next_evaluation(step, self.config)
         self.shown_at += time.monotonic() - begin  # the pace shown is that of training
 
     def result(self) -> Result:
@@ -440,3 +482,9 @@ def model_loss(metrics: dict[str, Any]) -> float | None:
 def next_multiple(step: int, every: int) -> int:
     """The next multiple of ``every`` after ``step``."""
     return (step // every + 1) * every
+
+
+def next_evaluation(step: int, config: TrainConfig) -> float:
+    """The first step after ``step`` to evaluate at; infinity where there is none but the end."""
+    regular = [next_multiple(step, config.eval_every)] if config.eval_every else []
+    return min([*regular, *(at for at in config.eval_at if at > step)], default=math.inf)

@@ -219,7 +219,8 @@ class Rehearsal:
         if arguments.preset not in presets:
             raise UserError(f"there is no preset '{arguments.preset}' of {AGENT}; there are: {', '.join(presets)}")
         self.arguments, self.envs, self.watch = arguments, vector, watch
-        self.config, self.training = presets[arguments.preset]
+        preset = presets[arguments.preset]
+        self.config, self.training = preset.agent, preset.training
         self.planned: Report = {}
 
     def plan(self) -> None:

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -23,9 +23,11 @@ import envs
 from agents import agent_class, config_class, from_dict
 from mbrl.checkpoint import Checkpoint, latest
 from mbrl.errors import UserError
+from mbrl.replay import ReplayConfig
 from mbrl.training import TrainConfig
 
 Config = TypeVar("Config")
+Training = TypeVar("Training", bound="Loop")
 PRESETS = ("laptop", "reference", "debug")
 ENV_OPTIONS = ("action_repeat", "max_episode_steps", "observe", "camera", "size")
 """What a run says about its environment beside the name; as in ``envs.make_env``."""
@@ -73,13 +75,36 @@ class Loop(TrainConfig):
     # These two are options of their own: --steps, --minutes.
     steps: tyro.conf.Suppress[int] = 0
     minutes: tyro.conf.Suppress[float | None] = None
+    eval_at: tuple[Count, ...] = ()
+    """Environment steps to evaluate at besides, as soon as they are reached: 10k 25k."""
 
 
 @dataclass(frozen=True)
-class Options(Generic[Config]):
+class OuterLoop(Loop):
+    """The training loop."""
+
+    # Of agents with a loop and a memory of their own: what only our own loop does.
+    update_ratio: tyro.conf.Suppress[float] = 0.0
+    prefill: tyro.conf.Suppress[int] = 0
+    random_prefill: tyro.conf.Suppress[bool] = True
+    pretrain: tyro.conf.Suppress[int] = 0
+    replay: tyro.conf.Suppress[ReplayConfig] = field(default_factory=ReplayConfig)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What holds unless the command line says otherwise."""
+
+    agent: Any
+    training: TrainConfig
+    num_envs: int = 1
+
+
+@dataclass(frozen=True)
+class Options(Generic[Config, Training]):
     config: Config
     """The agent."""
-    training: Loop
+    training: Training
     """The training loop."""
     steps: Count
     """Environment steps, action repeat included: 100000, 100_000, 1e5 or 100k."""
@@ -149,14 +174,14 @@ def run_directory(runs_dir: Path, env: str, agent: str, seed: int | str) -> Path
     return runs_dir / (re.sub(r"[^\w.-]+", "_", name).strip("._") or "env") / agent / f"seed{seed}"
 
 
-def parse(argv: list[str]) -> tuple[Options[Any], Checkpoint | None]:
+def parse(argv: list[str]) -> tuple[Options[Any, Any], Checkpoint | None]:
     """The command line, on top of the run that exists (its checkpoint), on top of the preset."""
     wants_help = bool({"-h", "--help"} & set(argv))
     if (not argv or argv[0].startswith("-")) and not wants_help:
         raise UserError("name the environment first, as in: mbrl train CartPole-v1 --steps 20k")
     env, rest = ("ENV", argv) if argv[0].startswith("-") else (argv[0], argv[1:])
     first = _first_stage(rest)
-    presets = presets_of(first.agent)
+    presets = presets_of(first.agent, env)
     if first.preset is not None and first.preset not in presets:
         raise UserError(
             f"there is no preset '{first.preset}' of {first.agent}; there are: {', '.join(presets)}"
@@ -166,8 +191,8 @@ def parse(argv: list[str]) -> tuple[Options[Any], Checkpoint | None]:
     if resume is not None:
         _check_same(resume, env, first.agent, directory)
     defaults = _defaults(env, first.agent, first.preset, resume)
-    form: Any = Options[type(defaults.config)]  # type: ignore[misc]
-    options: Options[Any] = tyro.cli(
+    form: Any = Options[type(defaults.config), type(defaults.training)]  # type: ignore[misc]
+    options: Options[Any, Any] = tyro.cli(
         form,
         args=rest,
         default=defaults,
@@ -179,13 +204,23 @@ def parse(argv: list[str]) -> tuple[Options[Any], Checkpoint | None]:
     return _checked(options), resume
 
 
-def presets_of(agent: str) -> dict[str, tuple[Any, TrainConfig]]:
-    """Name -> the agent's configuration and the loop's; the default comes first."""
-    module = sys.modules[agent_class(agent).__module__]
-    presets = {name: getattr(module, name)() for name in PRESETS if hasattr(module, name)}
-    if not presets:
-        return {"default": (config_class(agent)(), TrainConfig(update_ratio=0))}
-    return {name: (preset.agent, preset.training) for name, preset in presets.items()}
+def presets_of(agent: str, env: str = "") -> dict[str, Preset]:
+    """Those that an agent has for an environment; the default comes first."""
+    kind = agent_class(agent)
+    if hasattr(kind, "presets"):
+        found = kind.presets(env)
+    else:
+        module = sys.modules[kind.__module__]
+        found = {name: getattr(module, name)() for name in PRESETS if hasattr(module, name)}
+    if not found:
+        return {"default": Preset(config_class(agent)(), TrainConfig(update_ratio=0))}
+    return {
+        name: Preset(preset.agent, preset.training, getattr(preset, "num_envs", 1)) for name, preset in found.items()
+    }
+
+
+def has_own_loop(agent: str) -> bool:
+    return hasattr(agent_class(agent), "memory")
 
 
 def _first_stage(rest: list[str]) -> argparse.Namespace:
@@ -210,21 +245,24 @@ def _check_same(resume: Checkpoint, env: str, agent: str, directory: Path) -> No
             )
 
 
-def _defaults(env: str, agent: str, preset: str | None, resume: Checkpoint | None) -> Options[Any]:
+def _defaults(env: str, agent: str, preset: str | None, resume: Checkpoint | None) -> Options[Any, Any]:
     stored = resume.config if resume is not None else {}
-    name = preset or stored.get("preset") or next(iter(presets_of(agent)))
-    config, training = presets_of(agent)[name]
+    presets = presets_of(agent, env)
+    name = preset or stored.get("preset") or next(iter(presets))
+    config, training, num_envs = presets[name].agent, presets[name].training, presets[name].num_envs
     if stored and name == stored["preset"]:
         config = from_dict(type(config), stored["config"])
         training = from_dict(TrainConfig, stored["training"])
     kept = {key: stored[key] for key in ("num_envs", "parallel", *ENV_OPTIONS, "threads") if key in stored}
     if "OMP_NUM_THREADS" in os.environ:
         kept.pop("threads", None)
-    loop = Loop(**{f.name: getattr(training, f.name) for f in dataclasses.fields(TrainConfig)})
+    kept.setdefault("num_envs", num_envs)
+    kind = OuterLoop if has_own_loop(agent) else Loop
+    loop = kind(**{f.name: getattr(training, f.name) for f in dataclasses.fields(TrainConfig)})
     return Options(config, loop, training.steps, training.minutes, agent, name, env=env, **kept)
 
 
-def _checked(options: Options[Any]) -> Options[Any]:
+def _checked(options: Options[Any, Any]) -> Options[Any, Any]:
     """Raises:
     UserError: a number that no run can have.
     """
@@ -233,7 +271,7 @@ def _checked(options: Options[Any]) -> Options[Any]:
         "--seed": (options.seed, 0),
         "--num-envs": (options.num_envs, 1),
         "--training.update-ratio": (loop.update_ratio, 0),
-        "--training.eval-every": (loop.eval_every, 1),
+        "--training.eval-every": (loop.eval_every, 0),
         "--training.log-every": (loop.log_every, 1),
         "--training.eval-episodes": (loop.eval_episodes, 1),
         "--training.eval-limit": (loop.eval_limit, 1),

@@ -5,6 +5,7 @@ The run directory follows from the command, so the same command again continues 
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import sys
@@ -19,17 +20,18 @@ import yaml
 import envs
 from agents import make_agent
 from mbrl.checkpoint import Checkpoint, flatten
+from mbrl.driver import read_action_repeat
 from mbrl.errors import UserError
-from mbrl.interfaces import Agent
+from mbrl.interfaces import Agent, OwnLoop
 from mbrl.logger import Logger
 from mbrl.replay import Replay
 from mbrl.report import write_report
 from mbrl.run import only_writer, write_atomically
 from mbrl.screen import Screen
-from mbrl.spaces import ActionSpec, check_observation_space
+from mbrl.spaces import ActionSpec, check_observation_space, is_image
 from mbrl.training import EnvStates, Result, train
 from scripts.machine import choose_device, free_memory, keep_freed_memory
-from scripts.options import Options, parse, write_count
+from scripts.options import Options, has_own_loop, parse, write_count
 from scripts.pictures import draw
 from scripts.probe import candidates, choose, worth_processes
 
@@ -43,7 +45,7 @@ def main(argv: list[str]) -> int:
     return run(options, resume)
 
 
-def run(options: Options[Any], resume: Checkpoint | None) -> int:
+def run(options: Options[Any, Any], resume: Checkpoint | None) -> int:
     """Train; 0 when the run is complete, 128 + signal when it was interrupted (and saved)."""
     config, directory = options.train_config, options.directory
     choose_device(options.device)  # refuses what is not there
@@ -60,13 +62,20 @@ def run(options: Options[Any], resume: Checkpoint | None) -> int:
     try:
         space, actions = train_envs.single_observation_space, train_envs.single_action_space
         found = candidates(options.device, options.threads)
+        if has_own_loop(options.agent):  # nothing to time; small networks want one thread, pictures a GPU
+            wanted = any(map(is_image, space.spaces.values()))
+            found = [compute for compute in found if compute.device != "cpu"][:1] * wanted or found[:1]
         compute = choose(found, options.agent, options.config, space, actions)
         options = replace(options, threads=compute.threads)
         torch.manual_seed(options.seed)
         agent = make_agent(options.agent, options.config, space, actions, compute.device)
         action_size, latents = ActionSpec.of(actions).size, agent.latent_spec()
         space = check_observation_space(space)
-        replay = Replay(space, action_size, options.num_envs, latents, config.replay, options.seed, compute.device)
+        if isinstance(agent, OwnLoop):
+            decisions = math.ceil(config.steps / read_action_repeat(train_envs))
+            replay = cast(Replay, agent.memory(options.num_envs, decisions))
+        else:
+            replay = Replay(space, action_size, options.num_envs, latents, config.replay, options.seed, compute.device)
         computed = f"{compute}   {processes}".rstrip()
         lines = [*header(options, agent, replay, computed), *differences(options, resume)]
         resume_step, wall = (None, 0.0) if resume is None else (resume.step, resume.wall)
@@ -98,7 +107,7 @@ def run(options: Options[Any], resume: Checkpoint | None) -> int:
     return 0 if result.signal is None else 128 + result.signal
 
 
-def header(options: Options[Any], agent: Agent, replay: Replay, computed: str) -> list[str]:
+def header(options: Options[Any, Any], agent: Agent, replay: Replay, computed: str) -> list[str]:
     """What is about to happen: what is seen, what acts, what it will take."""
     config = options.train_config
     steps = min(replay.capacity * options.num_envs, config.steps)
@@ -114,25 +123,27 @@ def header(options: Options[Any], agent: Agent, replay: Replay, computed: str) -
         f"replay {write_count(steps)} steps = {size(needed)}{where}   budget {budget}   {options.directory}",
     ]
     if free is not None and needed > 0.8 * free:
+        fewer = f"--training.replay.gigabytes {math.floor(5 * free / 1e9) / 10:g}"
+        if has_own_loop(options.agent):
+            fewer = f"--config.buffer-size {free // (2 * replay.bytes_per_step)}"
         lines.append(
-            f"warning: the replay will take {size(needed)} of {size(free)} that are free; keep less "
-            f"with --training.replay.gigabytes {math.floor(5 * free / 1e9) / 10:g}"
+            f"warning: the replay will take {size(needed)} of {size(free)} that are free; keep less with {fewer}"
         )
     return lines
 
 
-def differences(options: Options[Any], resume: Checkpoint | None) -> list[str]:
+def differences(options: Options[Any, Any], resume: Checkpoint | None) -> list[str]:
     """How the run is continued, and every setting that is not what it was."""
     if resume is None:
         return []
-    old, new = flatten(resume.config), flatten(options.plain())
+    old, new = flatten(resume.config), flatten(json.loads(json.dumps(options.plain())))
     changed = [f"  {key}: {old.get(key)} -> {value}" for key, value in new.items() if old.get(key) != value]
     minutes = resume.wall / 60
     lines = [f"continuing from step {write_count(resume.step)} ({minutes:.1f} min); --fresh starts over"]
     return [*lines, *resume.notes, *(["changed since then:", *changed] if changed else [])]
 
 
-def finish(options: Options[Any], agent: Agent, result: Result) -> list[str]:
+def finish(options: Options[Any, Any], agent: Agent, result: Result) -> list[str]:
     """Write what a person looks at afterwards, and say where it is."""
     directory, step = options.directory, write_count(result.env_steps)
     if result.interrupted:

@@ -91,7 +91,7 @@ def test_defaults_in_the_help_are_those_of_the_preset(
             main(["train", "CartPole-v1", "--preset", preset, "--runs-dir", str(tmp_path), "--help"])
         assert exit.value.code == 0
         shown[preset] = capsys.readouterr().out
-        config, _ = options.presets_of("dreamer")[preset]
+        config = options.presets_of("dreamer")[preset].agent
         assert f"(default: {config.lr})" in shown[preset]
     assert shown["debug"] != shown["reference"]
 

@@ -6,6 +6,7 @@ import math
 import os
 import random
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from toys import Counting, ListLog, Seeded, ToyAgent, make_replay
 
 import envs as environments
 from agents import make_agent
+from mbrl.checkpoint import latest
 from mbrl.errors import UserError
 from mbrl.evaluation import evaluate
 from mbrl.training import Result, TrainConfig, Trainer, train
@@ -49,6 +51,20 @@ def test_updates_follow_the_decisions() -> None:
     assert result.updates == 7 + math.floor(0.3 * (60 - 20))
     result, *_ = run(config, n=4)
     assert result.updates == 7 + math.floor(0.3 * (result.env_steps - 20))
+
+
+@pytest.mark.parametrize(("every", "at", "steps"), [(25, (), [25, 50, 60]), (0, (), [60]), (0, (7, 40), [7, 40, 60]),
+                                                    (25, (50, 51, 999), [25, 50, 51, 60])])  # fmt: skip
+def test_evaluations_are_regular_and_at_given_steps(every: int, at: tuple[int, ...], steps: list[int]) -> None:
+    *_, log, _ = run(replace(SMALL, eval_every=every, eval_at=at), evaluation=2)
+    assert [step for step, mode, _ in log.evaluations if mode == "mode"] == steps
+
+
+def test_evaluations_that_are_asked_for_when_a_run_goes_on(tmp_path: Path) -> None:
+    config = replace(SMALL, eval_every=0)
+    run(replace(config, steps=20), evaluation=2, directory=tmp_path)
+    *_, log, _ = run(replace(config, eval_at=(10, 33)), evaluation=2, directory=tmp_path, resume=latest(tmp_path))
+    assert [step for step, mode, _ in log.evaluations if mode == "mode"] == [33, 60]
 
 
 def test_steps_include_action_repeat() -> None:
