@@ -1,0 +1,212 @@
+"""`mbrl benchmark SUITE`: every agent on every task with every seed, some runs at a time, and a report.
+
+The same command continues where it stopped. Exit code 0 when every run is finished, 1 when some failed, 130
+after Ctrl-C (the runs save first).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from agents import AGENTS
+from benchmarks import collect, suites
+from benchmarks.board import Screen, describe
+from benchmarks.report import Failed, write_report
+from benchmarks.runner import Outcome, Paces, Run, execute, makespan, position
+from benchmarks.suites import Suite
+from mbrl.errors import UserError
+from mbrl.screen import duration
+from scripts.options import presets_of, read_count
+
+EPISODES = 20
+"""Of every evaluation, in each mode."""
+STORED = Path(suites.__file__).parent / "results"
+
+
+def main(argv: list[str]) -> int:
+    options = parse(argv)
+    runs = plan(options)
+    check_same(runs)
+    paces = known_paces(options.runs_dir)
+    if options.dry_run:
+        show_plan(runs, options.jobs, paces)
+        return 0
+    with Screen(options.jobs, paces) as screen:
+        outcome = execute(runs, options.jobs, screen)
+    print(describe(outcome))
+    if outcome.signal is not None:
+        print("interrupted; everything is saved, and the same command continues")
+        return outcome.exit_code
+    for failure in outcome.failed:
+        print(f"\nfailed: {failure.run.name} (exit code {failure.exit_code}), {failure.run.log}", file=sys.stderr)
+        print("".join(f"  {line}\n" for line in failure.log), end="", file=sys.stderr)
+    report(outcome, options)
+    return outcome.exit_code
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="mbrl benchmark", description=__doc__.split("\n")[0])
+    parser.add_argument("suite", help=f"{', '.join(suites.SUITES)}, environments as CartPole-v1,dmc/walker-walk, or a file")
+    parser.add_argument("--agents", type=names, default=["dreamer", "random"], help="first the one to judge, then its comparators (dreamer,random)")
+    parser.add_argument("--seeds", type=seeds, default=[0, 1, 2], help="how many, as 3, or which, as 10,11,12 (3)")
+    parser.add_argument("--jobs", type=positive, default=2, help="runs at a time, one thread each (2)")
+    parser.add_argument("--steps", type=count, metavar="STEPS", help="environment steps of each run, as 100k (the suite's)")
+    parser.add_argument("--preset", help="of the agents that have it: laptop, reference, debug (each agent's first)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="runs whose 'ENV AGENT seedK' holds every word of TEXT")
+    parser.add_argument("--runs-dir", type=Path, metavar="DIR", help="where runs are (runs/SUITE)")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="where the report goes (RUNS_DIR/report)")
+    parser.add_argument("--dry-run", action="store_true", help="print the runs and the predicted hours, and run nothing")
+    options = parser.parse_args(argv)
+    options.suite = suites.find(options.suite)
+    if options.steps is not None:
+        options.suite = options.suite.until(options.steps)
+    options.runs_dir = options.runs_dir or Path("runs") / options.suite.name
+    options.report = options.report or options.runs_dir / "report"
+    return options
+
+
+def names(text: str) -> list[str]:
+    return list(dict.fromkeys(word for word in text.split(",") if word))
+
+
+def seeds(text: str) -> list[int]:
+    words = text.split(",")
+    if not all(word.isdigit() for word in words) or words == ["0"]:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seeds, as 3, or a list of them, as 10,11,12")
+    return list(range(int(text))) if len(words) == 1 else list(dict.fromkeys(map(int, words)))
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
+    return int(text)
+
+
+def count(text: str) -> int:
+    try:
+        return read_count(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+# ---- which runs ----------------------------------------------------------------------------------
+
+
+def plan(options: argparse.Namespace) -> list[Run]:
+    """All runs, the first seed of everything first.
+
+    Raises:
+        UserError: no such agent or preset, or no run is left.
+    """
+    presets = {agent: preset_of(agent, options.preset) for agent in options.agents}
+    if options.preset is not None and options.preset not in presets.values():
+        raise UserError(f"none of the agents {', '.join(presets)} has a preset '{options.preset}'")
+    runs = [
+        run_of(options.suite, env, agent, seed, presets[agent], options.runs_dir)
+        for seed in options.seeds
+        for env in options.suite.envs
+        for agent in options.agents
+    ]
+    wanted = [run for run in runs if all(word in run.name for word in options.only.split())]
+    if not wanted:
+        raise UserError(f"--only '{options.only}' leaves no run; runs are named as '{runs[0].name}'")
+    return wanted
+
+
+def preset_of(agent: str, wanted: str | None) -> str:
+    presets = presets_of(agent)
+    return wanted if wanted in presets else next(iter(presets))
+
+
+def run_of(suite: Suite, env: str, agent: str, seed: int, preset: str, runs_dir: Path) -> Run:
+    every = math.gcd(*suite.evaluate_at)
+    options = ["--training.eval-every", str(every), "--training.eval-episodes", str(EPISODES)]
+    options += ["--training.final-episodes", str(EPISODES)]
+    for name, value in suite.options.items():
+        options += [f"--{name.replace('_', '-')}", str(value)]
+    return Run(env, agent, seed, suite.steps, runs_dir, tuple(options), preset)
+
+
+def check_same(runs: Sequence[Run]) -> None:
+    """Runs that are there already must be what is asked for now.
+
+    Raises:
+        UserError: a run was made with another preset.
+    """
+    for run in runs:
+        path = run.directory / "config.yaml"
+        stored = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if stored and stored.get("preset") != run.preset:
+            raise UserError(
+                f"{run.directory} was made with the preset {stored.get('preset')}, not {run.preset}; put these runs "
+                "elsewhere with --runs-dir"
+            )
+
+
+# ---- how long it takes ---------------------------------------------------------------------------
+
+
+def known_paces(runs_dir: Path) -> Paces:
+    """Measured ones: of the stored results, and rather of the runs that are here."""
+    paces = Paces()
+    files = sorted(STORED.glob("*/scores.csv"))
+    rows = [row for path in files if is_scores(path) for row in collect.read_scores(path)]
+    rows += collect.rows_of(collect.read_entries(runs_dir))
+    for row in rows:
+        if row["agent"] in AGENTS and row["wall_s"] > 0 and row["step"] > 0:
+            preset = row.get("preset") or preset_of(row["agent"], None)
+            paces.learn(row["agent"], preset, row["env"], row["wall_s"] / row["step"])
+    return paces
+
+
+def is_scores(path: Path) -> bool:
+    """Tables of another kind lie among the stored results, too."""
+    with path.open(encoding="utf-8") as file:
+        return set(collect.COLUMNS) <= set(file.readline().strip().split(","))
+
+
+def show_plan(runs: Sequence[Run], jobs: int, paces: Paces) -> None:
+    left: list[float] = []
+    unknown = 0
+    for run in runs:
+        pace = paces.of(run)
+        if run.finished:
+            text = "finished"
+        elif pace is None:
+            text, unknown = "unknown", unknown + 1
+        else:
+            left.append(pace * max(0, run.steps - position(run).step))
+            text = duration(left[-1])
+        print(f"{text:>9}  mbrl {shlex.join(run.words)}")
+    hours = makespan(left, jobs) / 3600
+    total = f"{len(runs)} runs, {jobs} at a time: predicted {hours:.1f} hours"
+    if unknown:
+        total += f" without {unknown} runs of agents that were never timed"
+    print(f"{total} (by the steps/s of earlier runs, which may have been on another machine)")
+
+
+# ---- what came out -------------------------------------------------------------------------------
+
+
+def report(outcome: Outcome, options: argparse.Namespace) -> None:
+    entries = collect.read_entries(options.runs_dir)
+    earlier = options.report / "scores.csv"
+    rows = collect.write(options.report, entries, collect.read_scores(earlier) if earlier.exists() else [])
+    wanted = [row for row in rows if row["env"] in options.suite.envs and row["agent"] in options.agents]
+    if not wanted:
+        print(f"no run was evaluated, so there is no report; the logs are in {options.runs_dir / 'logs'}")
+        return
+    failed = [Failed(item.run.name, item.exit_code, item.log) for item in outcome.failed]
+    page = write_report(options.report, rows, entries, options.agents, options.suite.name, failed)
+    print(f"report: {page}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
