@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks import statistics
+from benchmarks.reference import Curve, published
 from benchmarks.summary import Summary, Task
 from mbrl.report import axis_number, inline_svg
 
@@ -53,10 +54,22 @@ DARK: Colours = {
 MARKERS: Colours = {name: f"#0101{k:02x}" for k, name in enumerate(LIGHT, 1)}
 """What the SVG of the page is drawn in; each becomes the CSS variable of its name."""
 SHAPES = "os^DvPX"
+LONG, DOTTED, MIXED, SPARSE = (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 4))
+PUBLISHED = {
+    "DreamerV3": LONG,
+    "SAC (pytorch_sac)": DOTTED,
+    "SAC (SimBa)": MIXED,
+    "BRO (UTD 10)": SPARSE,
+    "DrQ-v2": DOTTED,
+    "CrossQ": LONG,
+    "SAC (CrossQ)": MIXED,
+}
+"""Whose published curves are drawn, where they have two points within the budget; those of more would hide ours."""
 WIDTH = 9.2
 COLUMNS = 3
 TASK_HEIGHT = 2.5
 PROFILE_POINTS = 101
+REPLICATES = 2000
 
 
 @dataclass(frozen=True)
@@ -151,6 +164,8 @@ def aggregates(summary: Summary) -> Chart | None:
                 _bar(panel, row, found[agent][name], colours[colour_of(summary, agent)])
             _rows(panel, summary.agents if k == 0 else [""] * len(summary.agents), colours)
             panel.set_title(name, fontsize=9, loc="left", color=colours["ink"])
+            low, high = panel.get_xlim()
+            panel.set_xlim(min(low, -0.04), max(high, 1.04))
 
     end = "lower is better for the optimality gap"
     caption = f"Normalised scores at the end, {_tasks(summary.common)}; bars: 95 % stratified bootstrap; {end}."
@@ -171,7 +186,7 @@ def improvement(summary: Summary) -> Chart | None:
         _rows(panel, [f"over {name}" for name in names], colours)
         panel.set_xlabel(f"P({ours} scores higher)")
 
-    caption = f"Probability that a run of {ours} scores higher at the end than a run of the other agent on the same task."
+    caption = f"Probability that a run of {ours} scores higher at the end than a run of the other agent on one task."
     return Chart("probability-of-improvement", "Probability of improvement", caption, 1.0 + 0.32 * len(names), draw)
 
 
@@ -215,7 +230,8 @@ def learning_curves(summary: Summary, by_clock: bool) -> Chart:
             panel.set_title(task.env, fontsize=9, loc="left", color=colours["ink"])
             if k >= len(summary.tasks) - columns:
                 panel.set_xlabel("minutes of training" if by_clock else "environment steps")
-            handles |= dict(zip(*reversed(panel.get_legend_handles_labels())))
+            lines, labels = panel.get_legend_handles_labels()
+            handles |= dict(zip(labels, lines))
         figure.legend(
             list(handles.values()),
             list(handles),
@@ -226,8 +242,12 @@ def learning_curves(summary: Summary, by_clock: bool) -> Chart:
             fontsize=8.5,
         )
 
-    caption = "Mean return of the policy's mode over seeds; bands: 95 % bootstrap interval of the mean (none for one seed)."
-    caption += " Minutes are those of training and evaluation, at the mean of the seeds." if by_clock else ""
+    caption = "Mean return of the policy's mode over seeds; bands: 95 % bootstrap interval (none for one seed)."
+    if by_clock:
+        caption += " Minutes are those of training and evaluation, at the mean of the seeds."
+    elif any(_published(task) for task in summary.tasks):
+        caption += " Thin broken lines: published by others, not measured here; (train) returns of training episodes,"
+        caption += " (eval) of separate evaluations, so do not take their difference for one of agents."
     name, title = ("wall-clock", "Against wall-clock") if by_clock else ("learning-curves", "Learning curves")
     return Chart(name, title, caption, TASK_HEIGHT * rows + 0.5, draw)
 
@@ -237,14 +257,25 @@ def _draw_task(panel: Axes, summary: Summary, task: Task, colours: Colours, by_c
         if agent in task.curves:
             curves = task.curves[agent]
             x = curves.wall.mean(0) / 60 if by_clock else curves.steps
-            intervals = [
-                statistics.interval_of_mean(scores, replicates=2000) for scores in curves.returns.T
-            ]
+            intervals = [statistics.interval_of_mean(scores, replicates=REPLICATES) for scores in curves.returns.T]
             _line(panel, summary, agent, colours, x, *_bounds(intervals))
     if by_clock:
         panel.set_xlim(left=0)
-    else:
-        _steps_axis(panel, 4)
+        return
+    _steps_axis(panel, 4)
+    panel.set_xlim(right=panel.get_xlim()[1])
+    for name, curve in _published(task).items():
+        label = f"{name}, published ({curve.protocol})"
+        until = curve.steps <= panel.get_xlim()[1]
+        x, y = curve.steps[until], curve.mean[until]
+        panel.plot(x, y, color=colours["faint"], lw=0.9, ls=PUBLISHED[name], label=label, zorder=1.5)
+
+
+def _published(task: Task) -> dict[str, Curve]:
+    """Other people's results on this task, where there are two points until its last step here."""
+    end = max(float(curves.steps[-1]) for curves in task.curves.values())
+    found = published(task.env, task.observe)
+    return {name: found[name] for name in PUBLISHED if name in found and (found[name].steps <= end).sum() > 1}
 
 
 # ---- parts of a figure ---------------------------------------------------------------------------
@@ -306,7 +337,7 @@ def _steps_axis(panel: Axes, ticks: int) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     panel.set_xlim(left=0)
-    panel.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))
+    panel.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, steps=[1, 2, 2.5, 5, 10]))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: axis_number(value)))
 
 

@@ -49,8 +49,8 @@ def read_entry(run: Path) -> Entry | None:
     for line in read_lines(run / "scores.jsonl"):
         if "mode" in line:
             evaluations.append({**line, "updates": updates.get(line["step"])})
-    about = {name: config[name] for name in ("agent", "env", "seed")}
-    return {**about, "status": read_status(run), "config": config, "evaluations": evaluations}
+    entry = {name: config[name] for name in ("agent", "env", "seed")}
+    return {**entry, "status": read_status(run), "config": config, "evaluations": evaluations}
 
 
 def rows_of(entries: Iterable[Entry], earlier: Sequence[Row] = ()) -> list[Row]:

@@ -19,7 +19,8 @@ import numpy as np
 from benchmarks import statistics
 from benchmarks.charts import DARK, LIGHT, Chart, charts
 from benchmarks.collect import Entry, Row
-from benchmarks.summary import TARGET, Summary, Task, headline, plain, steps_of, summarise, times, write_steps
+from benchmarks.statistics import Interval
+from benchmarks.summary import TARGET, Summary, Task, headline, plain, short_ratio, steps_of, summarise, write_steps
 from mbrl.report import STYLE as RUN_STYLE
 from mbrl.run import write_atomically
 from mbrl.screen import duration, number
@@ -50,11 +51,12 @@ def _variables(colours: dict[str, str]) -> str:
 STYLE = f"""{RUN_STYLE}
 :root {{ {_variables(LIGHT)} }}
 @media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}
+body {{ max-width: 1080px; }}
 .headline {{ font-size: 1.75rem; line-height: 1.3; }}
 .lost {{ margin-top: .6rem; }}
 section {{ break-inside: avoid; }}
 h3 {{ font-size: .95rem; margin: 1.2rem 0 .4rem; }}
-.scroll table {{ width: auto; min-width: 100%; font-variant-numeric: tabular-nums; }}
+.scroll table {{ width: auto; min-width: 100%; font-size: .85rem; font-variant-numeric: tabular-nums; }}
 .scroll td, .scroll th {{ padding: .2rem 1.1rem .2rem 0; white-space: nowrap; overflow-wrap: normal; }}
 .scroll td:first-child {{ width: auto; color: var(--ink); }}
 .scroll th {{ color: var(--faint); font-weight: 500; border-bottom: 1px solid var(--grid); }}
@@ -102,12 +104,18 @@ def _aggregate_table(summary: Summary) -> Table | None:
     if not summary.aggregates:
         return None
     names = next(iter(summary.aggregates.values()))
-    rows = [(agent, *map(str, found.values())) for agent, found in summary.aggregates.items()]
-    better = {pair.theirs: f"{pair.probability}" for pair in summary.comparisons}
+    rows = [(agent, *map(_two_digits, found.values())) for agent, found in summary.aggregates.items()]
+    better = {pair.theirs: _two_digits(pair.probability) for pair in summary.comparisons}
     rows = [(*row, better.get(row[0], "")) for row in rows]
     ends = ", ".join(f"{task.env} at {write_steps(task.end)}" for task in summary.common)
-    note = f"Normalised scores with 95 % stratified bootstrap intervals: {ends}."
-    return Table("All tasks together", ("agent", *names, f"P({summary.agents[0]} > agent)"), rows, note)
+    note = f"Normalised scores with 95 % stratified bootstrap intervals: {ends}. P(improvement): that a run of "
+    note += f"{summary.agents[0]} scores higher."
+    return Table("All tasks together", ("agent", *names, "P(improvement)"), rows, note)
+
+
+def _two_digits(found: Interval) -> str:
+    interval = "(n=1: no interval)" if found.n == 1 else f"[{found.low:.2f}, {found.high:.2f}]"
+    return f"{found.value:.2f} {interval}"
 
 
 def _steps_table(summary: Summary) -> Table | None:
@@ -118,16 +126,19 @@ def _steps_table(summary: Summary) -> Table | None:
         known = [agent for agent in agents if agent in task.curves]
         steps = steps_of(task, known)
         cells = [_median_steps(task, agent, steps.median(agent)) if agent in known else "-" for agent in agents]
-        ratios = [times(pair.ratios[task.env]) if task.env in pair.ratios else "-" for pair in summary.comparisons]
+        ratios = [
+            short_ratio(pair.ratios[task.env]) if task.env in pair.ratios else "-" for pair in summary.comparisons
+        ]
         rows.append((task.env, f"{task.scale.target:.4g}", *cells, *ratios))
-    heads = [f"{agents[0]} / {pair.theirs}" for pair in summary.comparisons]
+    heads = [f"times fewer than {pair.theirs}" for pair in summary.comparisons]
     if not rows or len(agents) < 2:
         return None
-    rows += [("all", "", *[""] * len(agents), *[times(pair.ratio) for pair in summary.comparisons])] * (len(rows) > 1)
+    if len(rows) > 1:
+        rows.append(("all", "", *[""] * len(agents), *[short_ratio(pair.ratio) for pair in summary.comparisons]))
     note = (
         f"Median environment steps until an evaluation is at or above {TARGET:.0%} of the task's full score, at "
         "evaluations that the agents share. '>' is censored: half of the runs or more never came there, and count with "
-        "their budget, so that the ratio is a bound. Over tasks: geometric mean."
+        f"their budget, so that the ratio is a bound (≥, ≤). Below 1, {agents[0]} needs more. All: geometric mean."
     )
     return Table("Environment steps to the target", ("task", "target", *agents, *heads), rows, note)
 
@@ -158,27 +169,24 @@ def _scores_table(task: Task) -> Table:
 
 
 def run_tables(rows: Sequence[Row], entries: Sequence[Entry]) -> list[Table]:
-    return [table for table in (_cost_table(rows, entries), _run_table(rows, entries)) if table.rows]
+    return [_cost_table(rows), _run_table(rows, entries)]
 
 
-def _cost_table(rows: Sequence[Row], entries: Sequence[Entry]) -> Table:
+def _cost_table(rows: Sequence[Row]) -> Table:
     """By agent and task: what a run takes."""
-    status = {(entry["agent"], entry["env"], entry["seed"]): entry["status"] for entry in entries}
     last = _last_rows(rows)
-    found = []
+    found: list[tuple[str, ...]] = []
     for agent, env in dict.fromkeys((row["agent"], row["env"]) for row in last):
         runs = [row for row in last if (row["agent"], row["env"]) == (agent, env)]
-        about = [status.get((agent, env, row["seed"]), {}) for row in runs]
         cells = (
             _mean(row["step"] / row["wall_s"] for row in runs if row["wall_s"] > 0),
             _mean(row["wall_s"] / 60 for row in runs),
-            _mean(one.get("updates") for one in about),
-            _mean(one.get("parameters") for one in about),
-            _mean(one.get("peak_memory_mb") for one in about),
+            *(_mean(row.get(name) for row in runs) for name in ("updates", "parameters", "peak_memory_mb")),
         )
-        found.append((agent, env, *cells))
+        found.append((str(agent), str(env), *cells))
     header = ("agent", "task", "env steps / s", "minutes", "updates", "parameters", "peak memory, MB")
-    note = "Means over seeds; evaluations are in the minutes. Memory is that of the training process; '-' was not recorded."
+    note = "Means over seeds; the minutes contain evaluations. Memory: the largest that the training process had; "
+    note += "'-' was not recorded."
     return Table("What a run takes", header, found, note)
 
 
@@ -189,13 +197,17 @@ def _run_table(rows: Sequence[Row], entries: Sequence[Entry]) -> Table:
         known = commits.setdefault((row["agent"], row["env"], row["seed"]), [])
         if row["commit"] and row["commit"] not in known:
             known.append(row["commit"])
-    about = {(entry["agent"], entry["env"], entry["seed"]): entry["status"] for entry in entries}
-    found = []
+    about: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for entry in entries:
+        about[entry["agent"], entry["env"], entry["seed"]] = entry["status"]
+    found: list[tuple[str, ...]] = []
     for key in sorted({*last, *about}, key=str):
-        status, row = about.get(key, {}), last.get(key)
-        score = "-" if row is None else f"{number(row['mean'])} ± {number(row['std'])}"
-        step = status.get("step", row["step"] if row else 0)
-        seconds = status.get("seconds", row["wall_s"] if row else math.nan)
+        status, score = about.get(key, {}), "-"
+        step, seconds = status.get("step", 0), status.get("seconds", math.nan)
+        if key in last:
+            end = last[key]
+            score = f"{number(end['mean'])} ± {number(end['std'])}"
+            step, seconds = max(step, end["step"]), status.get("seconds", end["wall_s"])
         commit = ", ".join(commits.get(key, [])) or status.get("git") or "-"
         found.append((
             f"{key[1]} {key[0]} seed{key[2]}", status.get("state", "-"), write_steps(step), score, duration(seconds),
@@ -216,7 +228,7 @@ def _last_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def _mean(values: Any) -> str:
-    known = [float(value) for value in values if value is not None]
+    known = [float(value) for value in values if value not in (None, "")]
     if not known:
         return "-"
     mean = sum(known) / len(known)
@@ -247,9 +259,9 @@ def setting(summary: Summary, rows: Sequence[Row]) -> str:
     commits = sorted({str(row["commit"]) for row in rows if row["commit"]})
     one = " n=1: no interval." if counts[0] == 1 else ""
     return (
-        f"{summary.title}: {', '.join(summary.agents)} on {len(summary.tasks)} tasks, {seeds} seeds each.{one} Scores are "
-        f"mean returns of the policy's mode over {' or '.join(map(str, episodes))} episodes; steps are environment "
-        f"steps, action repeat included. Commit {', '.join(commits) or 'unknown'}."
+        f"{summary.title}: {', '.join(summary.agents)} on {len(summary.tasks)} tasks, {seeds} seeds each.{one} "
+        f"Scores are mean returns of the policy's mode over {' or '.join(map(str, episodes))} episodes; steps are "
+        f"environment steps, action repeat included. Commit {', '.join(commits) or 'unknown'}."
     )
 
 
@@ -281,7 +293,9 @@ def page(
         for chart in drawn
     ]
     body += ["<h2>Tables</h2>", *map(_html_table, found["numbers"])]
-    body += ["<h2>Cost and provenance</h2>", *map(_html_table, found["runs"])]
+    cost, runs = found["runs"]
+    body += ["<h2>Cost and provenance</h2>", _html_table(cost)]
+    body += [f"<details><summary>every run, with command and commit</summary>{_html_table(runs)}</details>"]
     body += [f'<h2>Method</h2><p class="faint">{html.escape(METHOD)}</p>']
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     head += f"<title>{html.escape(title)}</title><style>{STYLE}</style>"

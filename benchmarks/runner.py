@@ -348,6 +348,6 @@ def seconds_left(outcome: Outcome, jobs: int, paces: Paces) -> float | None:
 def makespan(durations: Sequence[float], jobs: int) -> float:
     """When the last of ``durations`` ends, begun in this order, ``jobs`` at a time."""
     ends = [0.0] * jobs
-    for duration in durations:
-        ends[ends.index(min(ends))] += duration
+    for seconds in durations:
+        ends[ends.index(min(ends))] += seconds
     return max(ends)

@@ -1,7 +1,8 @@
 """Summary: every number of a benchmark's report, computed once, out of the rows of scores.csv.
 
 Scores are the mean returns of the policy's mode. Over tasks they are normalised: 0 is a task's floor, 1 its full
-score (``scale_of``). The first agent is the one that is judged; every other one is a comparator.
+score (``scale_of``). The first agent is the one that is judged; the others are its comparators, random only where
+there is nothing else.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ Array = NDArray[np.float64]
 
 TARGET = 0.8
 """The normalised score that agents are timed to: 800 on dm_control."""
-REPLICATES = 2000
 AGGREGATES = {
     "IQM": statistics.iqm,
     "median": statistics.median,
@@ -76,6 +76,8 @@ class Task:
     end: float
     """The last step that all agents have come to."""
     scale: Scale
+    observe: str = "state"
+    """What the agents saw, as in ``envs.make_env``."""
 
     def final(self, agent: str) -> Array:
         """(runs,) scores at the end."""
@@ -145,19 +147,24 @@ def summarise(title: str, rows: Sequence[Row], entries: Sequence[Entry], agents:
     if not known:
         raise UserError("these runs have no evaluation yet; let them run on, and make the report then")
     envs = list(dict.fromkeys(env for agent, env in found if agent in known))
-    tasks = [_task(env, {agent: found[agent, env] for agent in known if (agent, env) in found}) for env in envs]
+    seen = {entry["env"]: entry["config"].get("observe", "state") for entry in entries}
+    tasks = [
+        _task(env, {agent: found[agent, env] for agent in known if (agent, env) in found}, seen.get(env, "state"))
+        for env in envs
+    ]
     common = [task for task in tasks if len(task.curves) == len(known)]
     aggregates: dict[str, dict[str, Interval]] = {}
     for agent in known if common else []:
         scores = [task.normalised(agent) for task in common]
         aggregates[agent] = {name: statistics.aggregate(function, scores) for name, function in AGGREGATES.items()}
-    pairs = [_compare(known[0], other, tasks) for other in known[1:]]
+    others = [agent for agent in known[1:] if agent != "random"] or known[1:]
+    pairs = [_compare(known[0], other, tasks) for other in others]
     comparisons = [pair for pair in pairs if pair is not None]
     return Summary(title, known, tasks, comparisons, aggregates, left_out)
 
 
 def read_curves(rows: Iterable[Row], broken: set[str]) -> tuple[dict[tuple[str, str], Curves], list[str]]:
-    """By agent and task. A run that broke before its end keeps its last score; one that is not there yet is left out."""
+    """By agent and task. A run that broke before its end keeps its last score; an unfinished one is left out."""
     runs: dict[tuple[str, str], dict[int, dict[float, tuple[float, float]]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         runs[row["agent"], row["env"]][row["seed"]][snap(row["step"])] = (row["mean"], row["wall_s"])
@@ -189,9 +196,10 @@ def _name(entry: Entry) -> str:
     return f"{entry['env']} {entry['agent']} seed{entry['seed']}"
 
 
-def _task(env: str, curves: dict[str, Curves]) -> Task:
+def _task(env: str, curves: dict[str, Curves], observe: str) -> Task:
     end = min(float(one.steps[-1]) for one in curves.values())
-    return Task(env, curves, end, scale_of(env, {agent: float(one.at(end).mean()) for agent, one in curves.items()}))
+    finals = {agent: float(one.at(end).mean()) for agent, one in curves.items()}
+    return Task(env, curves, end, scale_of(env, finals), observe)
 
 
 def scale_of(env: str, finals: Mapping[str, float]) -> Scale:
@@ -296,8 +304,19 @@ def times(ratio: StepsRatio) -> str:
     return f"{prefix}{_factor(value)} {word} {interval}{doubt}{left}"
 
 
+def short_ratio(ratio: StepsRatio) -> str:
+    """For a table: '≥ 3.1 [2.2, ∞]'; below 1 ours needs more steps."""
+    if math.isnan(ratio.value):
+        return "neither"
+    sign = {"at least": "≥ ", "at most": "≤ ", "neither bound": "? "}.get(ratio.censored, "")
+    if ratio.n == 1:
+        return f"{sign}{ratio.value:.2f}"
+    high = "∞" if math.isinf(ratio.high) else f"{ratio.high:.2f}"
+    return f"{sign}{ratio.value:.2f} [{ratio.low:.2f}, {high}]"
+
+
 def _factor(value: float) -> str:
-    return "∞" if math.isinf(value) else f"{value:.2g}" if value < 10 else f"{value:.0f}"
+    return "∞" if math.isinf(value) else f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
 def _steps_text(count: float, censored: bool) -> str:

@@ -23,6 +23,7 @@ from benchmarks.runner import Outcome, Paces, Run, execute, makespan, position
 from benchmarks.suites import Suite
 from mbrl.errors import UserError
 from mbrl.screen import duration
+from mbrl.training import TrainConfig
 from scripts.options import presets_of, read_count
 
 EPISODES = 20
@@ -53,16 +54,19 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="mbrl benchmark", description=__doc__.split("\n")[0])
-    parser.add_argument("suite", help=f"{', '.join(suites.SUITES)}, environments as CartPole-v1,dmc/walker-walk, or a file")
-    parser.add_argument("--agents", type=names, default=["dreamer", "random"], help="first the one to judge, then its comparators (dreamer,random)")
+    known = ", ".join(suites.SUITES)
+    parser.add_argument("suite", help=f"{known}; environments, as CartPole-v1,dmc/walker-walk; or a file of them")
+    parser.add_argument(
+        "--agents", type=names, default=["dreamer", "random"], help="the one to judge, comparators (dreamer,random)"
+    )
     parser.add_argument("--seeds", type=seeds, default=[0, 1, 2], help="how many, as 3, or which, as 10,11,12 (3)")
     parser.add_argument("--jobs", type=positive, default=2, help="runs at a time, one thread each (2)")
-    parser.add_argument("--steps", type=count, metavar="STEPS", help="environment steps of each run, as 100k (the suite's)")
+    parser.add_argument("--steps", type=count, metavar="STEPS", help="of each run, as 100k (the suite's)")
     parser.add_argument("--preset", help="of the agents that have it: laptop, reference, debug (each agent's first)")
-    parser.add_argument("--only", default="", metavar="TEXT", help="runs whose 'ENV AGENT seedK' holds every word of TEXT")
+    parser.add_argument("--only", default="", metavar="TEXT", help="runs with every word of TEXT in 'ENV AGENT seedK'")
     parser.add_argument("--runs-dir", type=Path, metavar="DIR", help="where runs are (runs/SUITE)")
     parser.add_argument("--report", type=Path, metavar="DIR", help="where the report goes (RUNS_DIR/report)")
-    parser.add_argument("--dry-run", action="store_true", help="print the runs and the predicted hours, and run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the runs and the predicted hours only")
     options = parser.parse_args(argv)
     options.suite = suites.find(options.suite)
     if options.steps is not None:
@@ -126,12 +130,18 @@ def preset_of(agent: str, wanted: str | None) -> str:
 
 
 def run_of(suite: Suite, env: str, agent: str, seed: int, preset: str, runs_dir: Path) -> Run:
-    every = math.gcd(*suite.evaluate_at)
-    options = ["--training.eval-every", str(every), "--training.eval-episodes", str(EPISODES)]
+    options = [*evaluation_options(suite.evaluate_at), "--training.eval-episodes", str(EPISODES)]
     options += ["--training.final-episodes", str(EPISODES)]
     for name, value in suite.options.items():
         options += [f"--{name.replace('_', '-')}", str(value)]
     return Run(env, agent, seed, suite.steps, runs_dir, tuple(options), preset)
+
+
+def evaluation_options(at: Sequence[int]) -> tuple[str, ...]:
+    """The same steps for every agent, and none besides."""
+    if "eval_at" in TrainConfig.__dataclass_fields__:
+        return ("--training.eval-every", "0", "--training.eval-at", *map(str, at))
+    return ("--training.eval-every", str(math.gcd(*at)))
 
 
 def check_same(runs: Sequence[Run]) -> None:

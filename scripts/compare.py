@@ -34,9 +34,11 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="mbrl compare", description=__doc__.split("\n")[0])
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, directories of runs, scores.csv")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run, a directory of runs, a scores.csv")
     parser.add_argument("--agents", type=lambda text: text.split(","), help="which, the one to judge first (all)")
-    parser.add_argument("--report", type=Path, default=Path("runs/comparison"), metavar="DIR", help="where it goes (runs/comparison)")
+    parser.add_argument(
+        "--report", type=Path, default=Path("runs/comparison"), metavar="DIR", help="(runs/comparison)"
+    )
     parser.add_argument("--title", default="comparison", help="what the report calls itself")
     return parser.parse_args(argv)
 
@@ -72,12 +74,12 @@ def tell_apart(sources: Sequence[Source]) -> list[Source]:
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path that tells it from the others."""
+    """The part of each path that tells it from the others, as near to its end as there is one."""
     folders = [path.parent if path.suffix == ".csv" else path for path in (path.resolve() for path in paths)]
-    for depth in range(1, 1 + max(len(folder.parts) for folder in folders)):
-        found = ["/".join(folder.parts[-depth:]) for folder in folders]
+    for depth in range(1, 1 + min(len(folder.parts) for folder in folders)):
+        found = [folder.parts[-depth] for folder in folders]
         if len(set(found)) == len(found):
-            return [name.split("/")[0] if len({n.split("/")[0] for n in found}) == len(found) else name for name in found]
+            return found
     return [str(path) for path in paths]
 
 
