@@ -183,8 +183,8 @@ def ratio_of_steps(
     """How many times fewer steps `ours` needs than `theirs`; above 1 is in favour of `ours`.
 
     Each list has one (runs,) array a task, from steps_to_threshold: inf is a run that did not reach the threshold
-    within its agent's budget (censored). A task's ratio is median(theirs) / median(ours); the value is the
-    geometric mean of the tasks' ratios.
+    within its agent's budget (censored), which is the step of its last evaluation. A task's ratio is
+    median(theirs) / median(ours); the value is the geometric mean of the tasks' ratios.
 
     Censored runs count: they stand last in the order from which the median is taken, so a median is known as long
     as more than half of the runs reached the threshold. A median is censored where it depends on a run that did not

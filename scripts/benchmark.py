@@ -15,7 +15,8 @@ from pathlib import Path
 
 import yaml
 
-from agents import AGENTS
+import envs
+from agents import AGENTS, agent_class
 from benchmarks import collect, suites
 from benchmarks.board import Screen, describe
 from benchmarks.report import Failed, write_report
@@ -23,6 +24,7 @@ from benchmarks.runner import Outcome, Paces, Run, execute, makespan, position
 from benchmarks.suites import Suite
 from mbrl.errors import UserError
 from mbrl.screen import duration
+from mbrl.spaces import ActionSpec
 from mbrl.training import TrainConfig
 from scripts.options import presets_of, read_count
 
@@ -81,10 +83,11 @@ def names(text: str) -> list[str]:
 
 
 def seeds(text: str) -> list[int]:
-    words = text.split(",")
-    if not all(word.isdigit() for word in words) or words == ["0"]:
+    """A number of seeds, or a list, which one comma makes it: '7,' is seed 7."""
+    words = text.removesuffix(",").split(",")
+    if not all(word.isdigit() for word in words) or text == "0":
         raise argparse.ArgumentTypeError(f"'{text}' is not a number of seeds, as 3, or a list of them, as 10,11,12")
-    return list(range(int(text))) if len(words) == 1 else list(dict.fromkeys(map(int, words)))
+    return list(range(int(text))) if "," not in text else list(dict.fromkeys(map(int, words)))
 
 
 def positive(text: str) -> int:
@@ -112,16 +115,34 @@ def plan(options: argparse.Namespace) -> list[Run]:
     presets = {agent: preset_of(agent, options.preset) for agent in options.agents}
     if options.preset is not None and options.preset not in presets.values():
         raise UserError(f"none of the agents {', '.join(presets)} has a preset '{options.preset}'")
+    pairs = [(env, agent) for env in options.suite.envs for agent in able(env, options.agents)]
+    if not pairs:
+        raise UserError(f"none of the agents {', '.join(presets)} can act in any of these environments")
     runs = [
         run_of(options.suite, env, agent, seed, presets[agent], options.runs_dir)
         for seed in options.seeds
-        for env in options.suite.envs
-        for agent in options.agents
+        for env, agent in pairs
     ]
     wanted = [run for run in runs if all(word in run.name for word in options.only.split())]
     if not wanted:
         raise UserError(f"--only '{options.only}' leaves no run; runs are named as '{runs[0].name}'")
     return wanted
+
+
+def able(env: str, agents: Sequence[str]) -> list[str]:
+    """The agents that take the environment's kind of actions; which do not is said.
+
+    Raises:
+        EnvError: there is no such environment.
+    """
+    made = envs.make_env(env)
+    spec = ActionSpec.of(made.action_space)
+    made.close()
+    refused = {"continuous": bool(spec.choices), "discrete": bool(spec.continuous), "any": False}
+    found = [agent for agent in agents if not refused[getattr(agent_class(agent), "actions", "any")]]
+    for agent in set(agents) - set(found):
+        print(f"left out: {agent} on {env}, whose actions are {spec}", file=sys.stderr)
+    return found
 
 
 def preset_of(agent: str, wanted: str | None) -> str:
