@@ -165,7 +165,7 @@ def aggregates(summary: Summary) -> Chart | None:
             _rows(panel, summary.agents if k == 0 else [""] * len(summary.agents), colours)
             panel.set_title(name, fontsize=9, loc="left", color=colours["ink"])
             low, high = panel.get_xlim()
-            panel.set_xlim(min(low, -0.04), max(high, 1.04))
+            panel.set_xlim(min(low, -0.1), max(high, 1.1))
 
     end = "lower is better for the optimality gap"
     caption = f"Normalised scores at the end, {_tasks(summary.common)}; bars: 95 % stratified bootstrap; {end}."
@@ -306,7 +306,10 @@ def _line(
     colour = colours[colour_of(summary, agent)]
     shape = SHAPES[summary.agents.index(agent) % len(SHAPES)]
     panel.plot(x, value, color=colour, lw=1.6, marker=shape, ms=3.5 if len(value) <= 25 else 0, label=agent)
-    panel.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
+    if len(value) > 1:
+        panel.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
+    else:
+        panel.vlines(x, low, high, color=colour, alpha=0.35, lw=4)
 
 
 def _bar(panel: Axes, row: int, found: statistics.Interval, colour: str) -> None:

@@ -232,7 +232,7 @@ def _mean(values: Any) -> str:
     if not known:
         return "-"
     mean = sum(known) / len(known)
-    return f"{mean:,.0f}" if mean >= 100 else number(mean)
+    return f"{mean:,.0f}" if mean >= 100 or mean == 0 else number(mean)
 
 
 # ---- text ----------------------------------------------------------------------------------------
@@ -268,7 +268,8 @@ def setting(summary: Summary, rows: Sequence[Row]) -> str:
 METHOD = (
     "Intervals are 95 % percentile bootstrap intervals that resample runs within each task (Agarwal et al., NeurIPS "
     "2021). IQM is the mean of the middle half of all runs and tasks; the optimality gap is how far runs stay below a "
-    "normalised score of 1. Nothing between two evaluations is interpolated when steps to a target are counted."
+    "normalised score of 1. Steps to a target are medians over the runs of a task, and geometric means "
+    "over tasks; nothing between two evaluations is interpolated."
 )
 
 

@@ -280,7 +280,7 @@ def target_name(tasks: Sequence[Task]) -> str:
 
 def headline(pair: Comparison, suite: str) -> str:
     """One sentence, with comparator, tasks, and what is not known."""
-    where = pair.tasks[0].env if len(pair.tasks) == 1 else f"{len(pair.tasks)} tasks of {suite}"
+    where = pair.tasks[0].env if len(pair.tasks) == 1 else f"{len(pair.tasks)} tasks ({suite})"
     target = target_name(pair.tasks)
     if math.isnan(pair.ratio.value):
         return f"Neither {pair.ours} nor {pair.theirs} reaches {target} on {where} within the budget."

@@ -227,11 +227,12 @@ def show_plan(runs: Sequence[Run], jobs: int, paces: Paces) -> None:
 
 
 def report(outcome: Outcome, options: argparse.Namespace) -> None:
-    entries = collect.read_entries(options.runs_dir)
+    """All seeds of these agents and tasks that are there, also those of earlier commands."""
+    there = collect.read_entries(options.runs_dir)
+    entries = [run for run in there if run["env"] in options.suite.envs and run["agent"] in options.agents]
     earlier = options.report / "scores.csv"
     rows = collect.write(options.report, entries, collect.read_scores(earlier) if earlier.exists() else [])
-    wanted = [row for row in rows if row["env"] in options.suite.envs and row["agent"] in options.agents]
-    if not wanted:
+    if not rows:
         print(f"no run was evaluated, so there is no report; the logs are in {options.runs_dir / 'logs'}")
         return
     failed = [Failed(item.run.name, item.exit_code, item.log) for item in outcome.failed]
