@@ -246,9 +246,13 @@ def losses(summary: Summary) -> list[str]:
     """Where the judged agent is not ahead, by comparator."""
     lines = []
     for pair in summary.comparisons:
-        where = "; ".join(pair.lost) if pair.lost else f"nowhere on {len(pair.tasks)} tasks"
+        where = "; ".join(pair.lost) if pair.lost else f"on none of {_count(len(pair.tasks), 'task')}"
         lines.append(f"{pair.ours} loses to {pair.theirs}: {where}.")
     return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def setting(summary: Summary, rows: Sequence[Row]) -> str:
@@ -259,7 +263,7 @@ def setting(summary: Summary, rows: Sequence[Row]) -> str:
     commits = sorted({str(row["commit"]) for row in rows if row["commit"]})
     one = " n=1: no interval." if counts[0] == 1 else ""
     return (
-        f"{summary.title}: {', '.join(summary.agents)} on {len(summary.tasks)} tasks, {seeds} seeds each.{one} "
+        f"{summary.title}: {', '.join(summary.agents)} on {_count(len(summary.tasks), 'task')}, seeds per task: {seeds}.{one} "
         f"Scores are mean returns of the policy's mode over {' or '.join(map(str, episodes))} episodes; steps are "
         f"environment steps, action repeat included. Commit {', '.join(commits) or 'unknown'}."
     )
