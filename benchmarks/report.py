@@ -263,9 +263,9 @@ def setting(summary: Summary, rows: Sequence[Row]) -> str:
     commits = sorted({str(row["commit"]) for row in rows if row["commit"]})
     one = " n=1: no interval." if counts[0] == 1 else ""
     return (
-        f"{summary.title}: {', '.join(summary.agents)} on {_count(len(summary.tasks), 'task')}, seeds per task: {seeds}.{one} "
-        f"Scores are mean returns of the policy's mode over {' or '.join(map(str, episodes))} episodes; steps are "
-        f"environment steps, action repeat included. Commit {', '.join(commits) or 'unknown'}."
+        f"{summary.title}: {', '.join(summary.agents)} on {_count(len(summary.tasks), 'task')}, seeds per task: "
+        f"{seeds}.{one} Scores are mean returns of the policy's mode over {' or '.join(map(str, episodes))} episodes; "
+        f"steps are environment steps, action repeat included. Commit {', '.join(commits) or 'unknown'}."
     )
 
 
