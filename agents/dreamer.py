@@ -449,6 +449,14 @@ def debug() -> Preset:
     """Everything runs, in seconds; nothing is learnt."""
     model = replace(sized(8), rssm=RSSMConfig(deter=16, stoch=4, classes=4, hidden=8, blocks=2), bins=15)
     agent = DreamerConfig(model=model, batch_size=4, batch_length=8, horizon=3, warmup=0, lr=1e-3)
-    evaluation = {"eval_every": 200, "eval_episodes": 2, "final_episodes": 2, "eval_limit": 200}
-    training = TrainConfig(steps=400, update_ratio=0.1, prefill=40, log_every=100, **evaluation)
+    training = TrainConfig(
+        steps=400,
+        update_ratio=0.1,
+        prefill=40,
+        log_every=100,
+        eval_every=200,
+        eval_episodes=2,
+        final_episodes=2,
+        eval_limit=200,
+    )
     return Preset(agent, training)

@@ -11,18 +11,14 @@ and configuration of every run. Nothing is chosen: every seed and every evaluati
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from mbrl.logger import read_lines
+from benchmarks import collect
+from benchmarks.collect import Row
 
 RUNS = Path("runs/first-runs")
 RESULTS = Path(__file__).parent / "results" / "first-runs"
@@ -36,7 +32,6 @@ BUDGETS = {
     "Pendulum-v1": 5_000,
 }
 """Environment steps per task, action repeat included; evaluated ten times on the way."""
-COLUMNS = ("agent", "env", "seed", "step", "mode", "mean", "std", "episodes", "wall_s", "commit")
 
 
 def main() -> None:
@@ -49,7 +44,7 @@ def main() -> None:
         runs = [(env, seed) for env in options.only for seed in SEEDS]
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(lambda run: train(*run), runs))
-    collect()
+    store()
 
 
 def command(env: str, seed: int) -> list[str]:
@@ -72,41 +67,20 @@ def train(env: str, seed: int) -> None:
         print(f"{env} seed {seed} ended with exit code {done.returncode}; see {log.name}", flush=True)
 
 
-def read_scores() -> list[dict[str, Any]]:
+def read_scores() -> list[Row]:
     """What was collected before."""
     path = RESULTS / "scores.csv"
-    return list(csv.DictReader(path.open())) if path.exists() else []
+    return collect.read_scores(path) if path.exists() else []
 
 
-def key(row: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row[name]) for name in ("agent", "env", "seed", "step", "mode", "episodes"))
-
-
-def collect() -> None:
+def store() -> None:
     """Read all runs there are into the results folder."""
-    rows: list[dict[str, Any]] = []
-    runs: list[dict[str, Any]] = []
-    for path in sorted(RUNS.glob("**/status.json")):
-        status = json.loads(path.read_text())
-        config = yaml.safe_load((path.parent / "config.yaml").read_text())
-        run = {"agent": config["agent"], "env": config["env"], "seed": config["seed"]}
-        evaluations = [line for line in read_lines(path.parent / "scores.jsonl") if "mode" in line]
-        status["command"] = " ".join(["mbrl", *command(config["env"], config["seed"])])
-        runs.append({**run, "status": status, "config": config, "evaluations": evaluations})
-        for line in evaluations:
-            score = {key: line[key] for key in ("step", "mode", "mean", "std", "episodes")}
-            rows.append({**run, **score, "wall_s": line["wall"], "commit": status.get("git")})
-    earlier = {key(row): row["commit"] for row in read_scores()}
-    for row in rows:  # a run that went on with a later commit keeps those of its earlier scores
-        row["commit"] = earlier.get(key(row), row["commit"])
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    with (RESULTS / "scores.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    (RESULTS / "runs.json").write_text(json.dumps(runs, indent=1) + "\n")
+    entries = collect.read_entries(RUNS)
+    for entry in entries:
+        entry["status"]["command"] = " ".join(["mbrl", *command(entry["env"], entry["seed"])])
+    rows = collect.write(RESULTS, entries, read_scores())
     for env in BUDGETS:
-        last: dict[tuple[int, str], dict[str, Any]] = {}
+        last: dict[tuple[int, str], Row] = {}
         for row in rows:
             if row["env"] == env:
                 last[row["seed"], row["mode"]] = row

@@ -348,19 +348,19 @@ def _figure(
             panel.yaxis.label.set_color(MARKERS["faint"])
             draw(panel)
             panel.xaxis.set_major_locator(MaxNLocator(4 if columns > 1 else 8, integer=True))
-            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _axis_number(value)))
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: axis_number(value)))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg")
-    return f"<figure>{_inline(buffer.getvalue())}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    return f"<figure>{inline_svg(buffer.getvalue(), MARKERS)}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
-def _inline(svg: str) -> str:
+def inline_svg(svg: str, markers: Mapping[str, str]) -> str:
     """A standalone SVG as part of the page: no addresses, no ids that are not used, the page's colours."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'\s+xmlns(:xlink)?="[^"]*"', "", svg)
     used = set(re.findall(r"#(\w+)[\")]", svg))
     svg = re.sub(r'\s+id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
-    for variable, marker in MARKERS.items():
+    for variable, marker in markers.items():
         svg = svg.replace(marker, f"var(--{variable})")
     return svg
 
@@ -370,7 +370,7 @@ def _legend(panel: Axes) -> None:
         panel.legend(frameon=False, fontsize=8.5, labelcolor=MARKERS["ink"], loc="best")
 
 
-def _axis_number(value: float) -> str:
+def axis_number(value: float) -> str:
     if value < 1000:
         return f"{value:g}"
     return f"{value / 1e3:g}k" if value < 1e6 else f"{value / 1e6:g}M"

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import platform
+import resource
 import shlex
 import subprocess
 import sys
@@ -119,6 +120,24 @@ def only_writer(directory: Path) -> Iterator[None]:
             yield
         finally:
             _held.discard(place)
+
+
+def is_being_written(directory: Path) -> bool:
+    """Whether another process is training there."""
+    try:
+        with (directory / ".lock").open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def peak_memory_mb() -> float:
+    """The largest resident size that this process has had, without its children, in MB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
 _held: set[Path] = set()

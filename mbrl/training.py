@@ -30,7 +30,7 @@ from mbrl.interfaces import Agent, EnvStates, Log, OwnLoop, Rows, State
 from mbrl.progress import Progress, Scores
 from mbrl.randomness import own_randomness, seed_everything
 from mbrl.replay import Replay, ReplayConfig
-from mbrl.run import RunState, circumstances, only_writer, readable_disk_errors, write_status
+from mbrl.run import RunState, circumstances, only_writer, peak_memory_mb, readable_disk_errors, write_status
 from mbrl.signals import StopRequest
 from mbrl.spaces import space_to_json
 from mbrl.steps import Steps
@@ -132,7 +132,7 @@ def train(
             raise
         result = trainer.result()
         state: RunState = "interrupted" if result.interrupted else "finished"
-        write_status(directory, state, step=result.env_steps, seconds=round(result.seconds, 1))
+        write_status(directory, state, **trainer.totals())
     return result
 
 
@@ -450,11 +450,21 @@ class Trainer:
             notes=self.notes,
         )
 
+    def totals(self) -> dict[str, float]:
+        """How far the run is and what it took, for status.json."""
+        return {
+            "step": self.driver.env_steps,
+            "seconds": round(self.wall, 1),
+            "updates": self.progress.updates,
+            "parameters": self.agent.num_parameters,
+            "peak_memory_mb": peak_memory_mb(),
+        }
+
     def _save(self, env_states: bool = True) -> None:
         assert self.checkpoints is not None
         agent_state, step = self.agent.state_dict(), self.driver.env_steps
         self.checkpoints.save(step, agent_state, suspend(self, env_states), self.replay, self._about())
-        write_status(self.checkpoints.directory, "running", step=step, seconds=round(self.wall, 1))
+        write_status(self.checkpoints.directory, "running", **self.totals())
         self.saved_at, self.score = time.monotonic(), None
 
     def _about(self) -> dict[str, Any]:

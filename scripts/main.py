@@ -14,6 +14,8 @@ from importlib.metadata import version
 COMMANDS = {
     "train": "train an agent on an environment; the same command continues an interrupted run",
     "evaluate": "whole episodes with a trained agent; returns as a table or as JSON",
+    "benchmark": "every agent on every task of a suite with every seed, and a report; the same command continues",
+    "compare": "that report from runs that exist",
     "doctor": "what this machine has: versions, device, threads, rendering, memory, environments",
     "check-env": "whether an environment can be trained on; what would go wrong, and the line that mends it",
 }

@@ -10,7 +10,7 @@ import pytest
 from commands import SHORT, TINY, refused
 
 from scripts import options
-from scripts.main import main
+from scripts.main import COMMANDS, main
 
 # ---- commands ----------------------------------------------------------------------------------
 
@@ -18,12 +18,12 @@ from scripts.main import main
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f"  {command} " in out for command in ("train", "evaluate", "doctor", "check-env"))
+    assert all(f"  {command} " in out for command in COMMANDS)
 
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean `mbrl train`?" in refused(capsys, "trian")
-    assert "train, evaluate, doctor, check-env" in refused(capsys, "xyz")
+    assert "train, evaluate, benchmark, compare, doctor, check-env" in refused(capsys, "xyz")
 
 
 def test_debug_shows_the_traceback() -> None:

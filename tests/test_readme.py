@@ -6,6 +6,7 @@ seconds, by these rules and no others:
 
 - `mbrl train ...` gets `--preset debug --steps 300` (in place of its own), no pictures, and one evaluation of
   one episode, unless it asks for `--help`;
+- `mbrl benchmark ...` gets `--preset debug --steps 300 --seeds 1` (in place of its own) and only CartPole;
 - `--episodes N` becomes `--episodes 2`;
 - in Python `laptop` becomes `debug`, and `steps=...` becomes `steps=300`;
 - `make TARGET` is planned but not carried out (`make --dry-run`), since it would run these tests again;
@@ -21,6 +22,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from scripts.main import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -47,6 +50,11 @@ def shorten(words: list[str]) -> list[str]:
                 del words[words.index(option) : words.index(option) + 2]
         words += ["--preset", "debug", "--steps", "300", "--no-pictures"]
         words += ["--training.eval-every", "1_000_000", "--training.final-episodes", "1"]
+    if words[1] == "benchmark":
+        for option in ("--steps", "--preset", "--seeds"):
+            if option in words:
+                del words[words.index(option) : words.index(option) + 2]
+        words += ["--preset", "debug", "--steps", "300", "--seeds", "1", "--only", "CartPole"]
     return words
 
 
@@ -94,7 +102,8 @@ def test_every_block_runs(file: str, tmp_path: Path) -> None:
 def test_the_readme_shows_the_main_commands_and_python() -> None:
     found = blocks("README.md")
     lines = [line for language, text in found if language == "bash" for line in text.splitlines()]
-    for start in ("make demo", "make test", "mbrl train", "mbrl evaluate", "mbrl doctor", "mbrl check-env"):
+    commands = [f"mbrl {name}" for name in COMMANDS]
+    for start in ("make demo", "make test", *commands):
         assert any(line.startswith(start) for line in lines), start
     assert next(len(text.strip().splitlines()) for language, text in found if language == "python") < 20
 

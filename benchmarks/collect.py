@@ -1,0 +1,127 @@
+"""Collect: what runs have scored, out of their directories and into ``scores.csv`` and ``runs.json``, and back.
+
+``scores.csv`` has one row per evaluation and mode; ``runs.json`` one entry per run with its status (command,
+commit, versions, machine), its configuration and every single return. Nothing is chosen: every run that is
+there is in it, unfinished ones as well.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mbrl.errors import UserError
+from mbrl.logger import read_lines
+from mbrl.run import read_status
+
+Row = dict[str, Any]
+Entry = dict[str, Any]
+"""One run: agent, env, seed, status, config, evaluations."""
+
+COLUMNS = ("agent", "env", "seed", "step", "mode", "mean", "std", "episodes", "wall_s", "commit")
+"""What every scores.csv has, also those of earlier commits."""
+MORE_COLUMNS = ("preset", "updates", "parameters", "peak_memory_mb")
+NUMBERS = {"seed": int, "step": int, "mean": float, "std": float, "episodes": int, "wall_s": float}
+
+
+def read_entries(runs_dir: Path) -> list[Entry]:
+    """All runs at or below a directory, by environment, agent and seed."""
+    found = [entry for path in sorted(runs_dir.glob("**/status.json")) if (entry := read_entry(path.parent))]
+    return sorted(found, key=lambda entry: (entry["env"], entry["agent"], entry["seed"]))
+
+
+def read_entry(run: Path) -> Entry | None:
+    """One run; None where no `mbrl train` has written what it is."""
+    path = run / "config.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not isinstance(config, dict) or not {"agent", "env", "seed"} <= config.keys():
+        return None
+    evaluations = []
+    updates: dict[int, int] = {}
+    for line in read_lines(run / "metrics.jsonl"):
+        if "time/updates" in line:
+            updates[line["step"]] = int(line["time/updates"])
+    for line in read_lines(run / "scores.jsonl"):
+        if "mode" in line:
+            evaluations.append({**line, "updates": updates.get(line["step"])})
+    entry = {name: config[name] for name in ("agent", "env", "seed")}
+    return {**entry, "status": read_status(run), "config": config, "evaluations": evaluations}
+
+
+def rows_of(entries: Iterable[Entry], earlier: Sequence[Row] = ()) -> list[Row]:
+    """The evaluations; a run that went on with a later commit keeps, from ``earlier``, those of its first scores."""
+    commits = {_key(row): row["commit"] for row in earlier}
+    rows = []
+    for entry in entries:
+        status = entry["status"]
+        run = {name: entry[name] for name in ("agent", "env", "seed")}
+        more = {name: status.get(name) for name in ("parameters", "peak_memory_mb")}
+        for line in entry["evaluations"]:
+            score = {name: line[name] for name in ("step", "mode", "mean", "std", "episodes")}
+            row = {**run, **score, "wall_s": line["wall"], "commit": status.get("git")}
+            row |= {"preset": entry["config"].get("preset"), "updates": line.get("updates"), **more}
+            row["commit"] = commits.get(_key(row), row["commit"])
+            rows.append(row)
+    return rows
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in ("agent", "env", "seed", "step", "mode", "mean", "episodes"))
+
+
+def write(directory: Path, entries: Sequence[Entry], earlier: Sequence[Row] = ()) -> list[Row]:
+    """Write scores.csv and runs.json, and return the rows."""
+    rows = rows_of(entries, earlier)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_scores(directory / "scores.csv", rows)
+    (directory / "runs.json").write_text(json.dumps(entries, indent=1, default=str) + "\n", encoding="utf-8")
+    return rows
+
+
+def write_scores(path: Path, rows: Sequence[Row]) -> None:
+    extra = [name for name in MORE_COLUMNS if any(row.get(name) not in (None, "") for row in rows)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, (*COLUMNS, *extra), extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_scores(path: Path) -> list[Row]:
+    """The rows of a scores.csv, numbers as numbers.
+
+    Raises:
+        UserError: a column is missing, or a number is none.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(f"{path} lacks the columns {', '.join(missing)}; scores.csv has {', '.join(COLUMNS)}")
+        try:
+            return [{**row, **{name: kind(row[name]) for name, kind in NUMBERS.items()}} for row in reader]
+        except ValueError as error:
+            raise UserError(f"{path} holds something that is not a number: {error}") from error
+
+
+def read(path: Path) -> tuple[list[Row], list[Entry]]:
+    """Rows and runs of a run directory, of a directory of runs, or of a scores.csv with the runs.json beside it.
+
+    Raises:
+        UserError: no run is there.
+    """
+    stored = path / "scores.csv" if path.is_dir() and not any(path.glob("**/status.json")) else path
+    if stored.is_file():
+        entries = stored.with_name("runs.json")
+        return read_scores(stored), json.loads(entries.read_text(encoding="utf-8")) if entries.is_file() else []
+    entries_there = read_entries(path) if path.is_dir() else []
+    if not entries_there:
+        raise UserError(
+            f"no run is in {path}; name run directories as runs/CartPole-v1/dreamer/seed0, directories of them, "
+            "or files scores.csv"
+        )
+    return rows_of(entries_there), entries_there

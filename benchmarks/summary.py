@@ -1,0 +1,380 @@
+"""Summary: every number of a benchmark's report, computed once, out of the rows of scores.csv.
+
+Scores are the mean returns of the policy's mode. Over tasks they are normalised: 0 is a task's floor, 1 its full
+score (``scale_of``). The first agent is the one that is judged; the others are its comparators, random only where
+there is nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import statistics
+from benchmarks.collect import Entry, Row
+from benchmarks.statistics import Interval, StepsRatio
+from benchmarks.suites import reference_range
+from mbrl.errors import UserError
+
+Array = NDArray[np.float64]
+
+TARGET = 0.8
+"""The normalised score that agents are timed to: 800 on dm_control."""
+AGGREGATES = {
+    "IQM": statistics.iqm,
+    "median": statistics.median,
+    "mean": statistics.mean,
+    "optimality gap": statistics.optimality_gap,
+}
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One agent on one task: the evaluations of its runs."""
+
+    seeds: tuple[int, ...]
+    steps: Array
+    """(T,) environment steps."""
+    returns: Array
+    """(runs, T)"""
+    wall: Array
+    """(runs, T) seconds of training until then."""
+
+    def at(self, step: float) -> Array:
+        """(runs,) scores of the last evaluation until ``step``."""
+        known = np.flatnonzero(self.steps <= step)
+        return self.returns[:, known[-1] if len(known) else 0]
+
+
+@dataclass(frozen=True)
+class Scale:
+    low: float
+    high: float
+    measured: bool
+    """Not known for the task: from the lowest to the highest mean score at the end, of these very agents."""
+
+    def normalise(self, scores: Array) -> Array:
+        return (scores - self.low) / (self.high - self.low)
+
+    @property
+    def target(self) -> float:
+        return self.low + TARGET * (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task with the agents that were run on it."""
+
+    env: str
+    curves: dict[str, Curves]
+    end: float
+    """The last step that all agents have come to."""
+    scale: Scale
+    observe: str = "state"
+    """What the agents saw, as in ``envs.make_env``."""
+
+    def final(self, agent: str) -> Array:
+        """(runs,) scores at the end."""
+        return self.curves[agent].at(self.end)
+
+    def normalised(self, agent: str) -> Array:
+        return self.scale.normalise(self.final(agent))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Environment steps to the target on one task, by agent."""
+
+    task: Task
+    runs: dict[str, Array]
+    """(runs,); inf: not within the budget."""
+
+    def median(self, agent: str) -> float:
+        return float(np.median(self.runs[agent]))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The judged agent beside one comparator, on the tasks that both were run on."""
+
+    ours: str
+    theirs: str
+    tasks: list[Task]
+    ratio: StepsRatio
+    ratios: dict[str, StepsRatio]
+    """The same for every task alone."""
+    steps: dict[str, tuple[float, bool]]
+    """By agent: the geometric mean over the tasks that count of the median steps to the target, and whether it is
+    censored: steps of runs that never came there count as the budget."""
+    probability: Interval
+    """That a run of ours scores higher than a run of theirs."""
+    lost: list[str]
+    """Tasks on which ours ends lower, or needs more steps, with the numbers."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    title: str
+    agents: list[str]
+    tasks: list[Task]
+    comparisons: list[Comparison]
+    aggregates: dict[str, dict[str, Interval]]
+    """By agent and name, over the tasks that every agent was run on."""
+    left_out: list[str]
+    """Runs that have not come to the end of their budget, and why they do not count."""
+
+    @property
+    def common(self) -> list[Task]:
+        """The tasks that every agent was run on."""
+        return [task for task in self.tasks if len(task.curves) == len(self.agents)]
+
+
+def summarise(title: str, rows: Sequence[Row], entries: Sequence[Entry], agents: Sequence[str]) -> Summary:
+    """``agents`` in order, the judged one first; those without a score are left out.
+
+    Raises:
+        UserError: nothing was evaluated.
+    """
+    broken = {_name(entry) for entry in entries if entry["status"].get("state") == "failed"}
+    found, left_out = read_curves([row for row in rows if row["mode"] == "mode"], broken)
+    known = [agent for agent in agents if any(agent == key[0] for key in found)]
+    if not known:
+        raise UserError("these runs have no evaluation yet; let them run on, and make the report then")
+    envs = list(dict.fromkeys(env for agent, env in found if agent in known))
+    seen = {entry["env"]: entry["config"].get("observe", "state") for entry in entries}
+    tasks = [
+        _task(env, {agent: found[agent, env] for agent in known if (agent, env) in found}, seen.get(env, "state"))
+        for env in envs
+    ]
+    common = [task for task in tasks if len(task.curves) == len(known)]
+    aggregates: dict[str, dict[str, Interval]] = {}
+    for agent in known if common else []:
+        scores = [task.normalised(agent) for task in common]
+        aggregates[agent] = {name: statistics.aggregate(function, scores) for name, function in AGGREGATES.items()}
+    others = [agent for agent in known[1:] if agent != "random"] or known[1:]
+    pairs = [_compare(known[0], other, tasks) for other in others]
+    comparisons = [pair for pair in pairs if pair is not None]
+    return Summary(title, known, tasks, comparisons, aggregates, left_out)
+
+
+def read_curves(rows: Iterable[Row], broken: set[str]) -> tuple[dict[tuple[str, str], Curves], list[str]]:
+    """By agent and task. A run that broke before its end keeps its last score; an unfinished one is left out."""
+    runs: dict[tuple[str, str], dict[int, dict[float, tuple[float, float]]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        runs[row["agent"], row["env"]][row["seed"]][snap(row["step"])] = (row["mean"], row["wall_s"])
+    found, left_out = {}, []
+    for (agent, env), seeds in runs.items():
+        end = max(max(points) for points in seeds.values())
+        short = {seed: max(points) for seed, points in seeds.items() if max(points) < end}
+        for seed, last in short.items():
+            name = f"{env} {agent} seed{seed}"
+            if name in broken:
+                grid = {step for points in seeds.values() for step in points if step > last}
+                seeds[seed] |= dict.fromkeys(grid, seeds[seed][last])
+                left_out.append(f"{name} broke after step {last:.0f}: its last score counts for all later steps")
+            else:
+                del seeds[seed]
+                left_out.append(f"{name} has come to step {last:.0f} of {end:.0f}: it does not count")
+        steps = sorted(set.intersection(*(set(points) for points in seeds.values())))
+        values = np.array([[points[step] for step in steps] for points in seeds.values()], np.float64)
+        found[agent, env] = Curves(tuple(seeds), np.array(steps, np.float64), values[..., 0], values[..., 1])
+    return found, left_out
+
+
+def snap(step: float) -> float:
+    """Runs end some steps after their budget, as vectors and action repeat have it: three digits count."""
+    return float(f"{step:.3g}")
+
+
+def _name(entry: Entry) -> str:
+    return f"{entry['env']} {entry['agent']} seed{entry['seed']}"
+
+
+def _task(env: str, curves: dict[str, Curves], observe: str) -> Task:
+    end = min(float(one.steps[-1]) for one in curves.values())
+    finals = {agent: float(one.at(end).mean()) for agent, one in curves.items()}
+    return Task(env, curves, end, scale_of(env, finals), observe)
+
+
+def scale_of(env: str, finals: Mapping[str, float]) -> Scale:
+    """What counts as nothing and as everything; of a task that we do not know, by the agents' scores at the end."""
+    known = reference_range(env)
+    if known is not None:
+        return Scale(*known, measured=False)
+    low, high = finals.get("random", min(finals.values())), max(finals.values())
+    return Scale(low, high if high > low else low + 1, measured=True)
+
+
+# ---- two agents ----------------------------------------------------------------------------------
+
+
+def steps_of(task: Task, agents: Sequence[str]) -> Steps:
+    """Steps to the target, seen at the evaluations that all agents share, and at each one's own beyond them."""
+    shared = set.intersection(*(set(task.curves[agent].steps) for agent in agents))
+    end = min(task.curves[agent].steps[-1] for agent in agents)
+    runs = {}
+    for agent in agents:
+        curves = task.curves[agent]
+        seen = np.array([not shared or step in shared or step > end for step in curves.steps])
+        runs[agent] = statistics.steps_to_threshold(curves.steps[seen], curves.returns[:, seen], task.scale.target)
+    return Steps(task, runs)
+
+
+def _compare(ours: str, theirs: str, tasks: Sequence[Task]) -> Comparison | None:
+    """None where they share no task."""
+    shared = [task for task in tasks if ours in task.curves and theirs in task.curves]
+    if not shared:
+        return None
+    found = [steps_of(task, [ours, theirs]) for task in shared]
+    ratios = {steps.task.env: _ratio([steps], ours, theirs) for steps in found}
+    x, y = ([task.normalised(agent) for task in shared] for agent in (ours, theirs))
+    better = statistics.probability_of_improvement(x, y)
+    known = [steps for steps in found if any(math.isfinite(steps.median(agent)) for agent in (ours, theirs))]
+    means = {agent: _geometric_mean(known, agent) for agent in (ours, theirs)}
+    lost = [text for task in shared if (text := _lost(task, ours, theirs, ratios[task.env]))]
+    return Comparison(ours, theirs, shared, _ratio(found, ours, theirs), ratios, means, better, lost)
+
+
+def _ratio(found: Sequence[Steps], ours: str, theirs: str) -> StepsRatio:
+    """Over tasks of different budgets: steps in parts of our budget; theirs is the least that they have anywhere."""
+    budgets = [[float(steps.task.curves[agent].steps[-1]) for agent in (ours, theirs)] for steps in found]
+    limit = min(b / a for a, b in budgets)
+    parts = [[steps.runs[agent] / budget[0] for agent in (ours, theirs)] for steps, budget in zip(found, budgets)]
+    cut = [np.where(b > limit, math.inf, b) for _, b in parts]
+    return statistics.ratio_of_steps([a for a, _ in parts], cut, 1.0, limit)
+
+
+def _geometric_mean(found: Sequence[Steps], agent: str) -> tuple[float, bool]:
+    """Of the medians, and whether one of them is censored."""
+    medians = []
+    for steps in found:
+        budget = steps.task.curves[agent].steps[-1]
+        runs = steps.runs[agent]
+        medians.append(float(np.median(np.where(np.isinf(runs), budget, runs))))
+    censored = any(math.isinf(steps.median(agent)) for steps in found)
+    return (float(np.exp(np.mean(np.log(medians)))) if medians else math.nan), censored
+
+
+def _lost(task: Task, ours: str, theirs: str, ratio: StepsRatio) -> str:
+    a, b = float(task.final(ours).mean()), float(task.final(theirs).mean())
+    reasons = [f"{a:.4g} against {b:.4g} at the end"] if a < b else []
+    if ratio.value < 1:
+        reasons.append(f"{1 / ratio.value:.2g} times the steps to {task.scale.target:.4g}")
+    return f"{task.env} ({', '.join(reasons)})" if reasons else ""
+
+
+# ---- words ---------------------------------------------------------------------------------------
+
+
+def target_name(tasks: Sequence[Task]) -> str:
+    """800 where all tasks have one scale, else a share of it."""
+    targets = {task.scale.target for task in tasks}
+    return f"{targets.pop():.4g}" if len(targets) == 1 else f"{TARGET:.0%} of the full score"
+
+
+def headline(pair: Comparison, suite: str) -> str:
+    """One sentence, with comparator, tasks, and what is not known."""
+    where = pair.tasks[0].env if len(pair.tasks) == 1 else f"{len(pair.tasks)} tasks ({suite})"
+    target = target_name(pair.tasks)
+    if math.isnan(pair.ratio.value):
+        return f"Neither {pair.ours} nor {pair.theirs} reaches {target} on {where} within the budget."
+    ours, theirs = (_steps_text(*pair.steps[agent]) for agent in (pair.ours, pair.theirs))
+    return f"{pair.ours} reaches {target} in {ours} steps, {pair.theirs} in {theirs}: {times(pair.ratio)}, on {where}."
+
+
+def times(ratio: StepsRatio) -> str:
+    """'3.1 times fewer [2.2, 4.0]', or how many times more where that is so."""
+    if math.isnan(ratio.value):
+        return "neither reached it"
+    value, low, high, bound = ratio.value, ratio.low, ratio.high, ratio.censored
+    word = "times fewer"
+    if value < 1:
+        value, low, high = 1 / value, 1 / high if high else math.inf, 1 / low if low else math.inf
+        bound, word = {"at least": "at most", "at most": "at least"}.get(bound, bound), "times more"
+    prefix = f"{bound} " if bound in ("at least", "at most") else ""
+    interval = "(n=1: no interval)" if ratio.n == 1 else f"[{_factor(low)}, {_factor(high)}]"
+    doubt = ", each where the other did not reach it: no bound" if bound == "neither bound" else ""
+    left = f", without {ratio.left_out} where neither reached it" if ratio.left_out else ""
+    return f"{prefix}{_factor(value)} {word} {interval}{doubt}{left}"
+
+
+def short_ratio(ratio: StepsRatio) -> str:
+    """For a table: '≥ 3.1 [2.2, ∞]'; below 1 ours needs more steps."""
+    if math.isnan(ratio.value):
+        return "neither"
+    sign = {"at least": "≥ ", "at most": "≤ ", "neither bound": "? "}.get(ratio.censored, "")
+    if ratio.n == 1:
+        return f"{sign}{ratio.value:.2f}"
+    high = "∞" if math.isinf(ratio.high) else f"{ratio.high:.2f}"
+    return f"{sign}{ratio.value:.2f} [{ratio.low:.2f}, {high}]"
+
+
+def _factor(value: float) -> str:
+    return "∞" if math.isinf(value) else f"{value:.1f}" if value < 10 else f"{value:.0f}"
+
+
+def _steps_text(count: float, censored: bool) -> str:
+    return f"{'more than ' if censored else ''}{write_steps(count)}"
+
+
+def write_steps(count: float) -> str:
+    """12300 -> 12k, in two or three digits."""
+    if count < 1000:
+        return f"{count:.0f}"
+    unit, size = ("k", 1e3) if count < 999_500 else ("M", 1e6)
+    return f"{float(f'{count / size:.3g}'):g}{unit}"
+
+
+def plain(summary: Summary) -> dict[str, Any]:
+    """The numbers for summary.json; NaN and infinity as null."""
+    return {
+        "title": summary.title,
+        "agents": summary.agents,
+        "headlines": [headline(pair, summary.title) for pair in summary.comparisons],
+        "comparisons": [
+            {
+                "ours": pair.ours,
+                "theirs": pair.theirs,
+                "target": target_name(pair.tasks),
+                "steps": {agent: {"value": _finite(v), "censored": c} for agent, (v, c) in pair.steps.items()},
+                "ratio": _record(pair.ratio),
+                "ratio_by_task": {env: _record(ratio) for env, ratio in pair.ratios.items()},
+                "probability_of_improvement": _record(pair.probability),
+                "lost": pair.lost,
+            }
+            for pair in summary.comparisons
+        ],
+        "aggregates": {a: {n: _record(i) for n, i in found.items()} for a, found in summary.aggregates.items()},
+        "tasks": {
+            task.env: {
+                "end": task.end,
+                "scale": [task.scale.low, task.scale.high],
+                "scale_measured": task.scale.measured,
+                "agents": {
+                    agent: {
+                        "seeds": list(curves.seeds),
+                        "steps": curves.steps.tolist(),
+                        "returns": curves.returns.tolist(),
+                        "final": _record(statistics.interval_of_mean(task.final(agent))),
+                    }
+                    for agent, curves in task.curves.items()
+                },
+            }
+            for task in summary.tasks
+        },
+        "left_out": summary.left_out,
+    }
+
+
+def _record(found: Interval | StepsRatio) -> dict[str, Any]:
+    return {name: _finite(value) for name, value in vars(found).items()}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
