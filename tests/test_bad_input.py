@@ -193,7 +193,7 @@ def test_non_finite_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--num-envs", "0"], "--num-envs"),
         (["--threads", "0"], "--threads"),
         (["--minutes", "0"], "--minutes"),
-        (["--training.eval-every", "0"], "--training.eval-every"),
+        (["--training.eval-every", "-1"], "--training.eval-every"),
         (["--config.learning-rate", "1"], "--config.learning-rate"),
         (["--device", "cuda:99"], "cuda"),
         (["--sinks", "paper"], "tensorboard"),
