@@ -35,6 +35,8 @@ ENOUGH = 500
 EXACT = 2**24
 """Whole numbers above this are rounded in float32."""
 
+COUNTED = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
 # What Gymnasium's checker says that makes no difference here: agents do not look at the bounds of
 # observations, and rescale actions themselves.
 IRRELEVANT = ("A Box observation space m", "symmetric and normalized space", "different from the unwrapped version")
@@ -422,7 +424,7 @@ class Sample:
                 if np.abs(value.astype(np.float64)).max() > EXACT:
                     what = f"observation '{key}' holds whole numbers above {EXACT} {when}; float32 rounds those"
                     self._once("warning", "observation-type", key, what, "give differences or shares in place of them")
-            elif not isinstance(space, spaces.Box) and not space.contains(int(raw) if value.ndim == 0 else raw):
+            elif isinstance(space, COUNTED) and not space.contains(int(raw) if value.ndim == 0 else raw):
                 what = f"observation '{key}' is {_short(raw)} {when}, which is not in {space}"
                 self._once("error", "observation-bounds", key, what, SPACE)
 

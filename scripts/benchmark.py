@@ -7,7 +7,6 @@ after Ctrl-C (the runs save first).
 from __future__ import annotations
 
 import argparse
-import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -25,7 +24,6 @@ from benchmarks.suites import Suite
 from mbrl.errors import UserError
 from mbrl.screen import duration
 from mbrl.spaces import ActionSpec
-from mbrl.training import TrainConfig
 from scripts.options import presets_of, read_count
 
 EPISODES = 20
@@ -160,9 +158,7 @@ def run_of(suite: Suite, env: str, agent: str, seed: int, preset: str, runs_dir:
 
 def evaluation_options(at: Sequence[int]) -> tuple[str, ...]:
     """The same steps for every agent, and none besides."""
-    if "eval_at" in TrainConfig.__dataclass_fields__:
-        return ("--training.eval-every", "0", "--training.eval-at", *map(str, at))
-    return ("--training.eval-every", str(math.gcd(*at)))
+    return ("--training.eval-every", "0", "--training.eval-at", *map(str, at))
 
 
 def check_same(runs: Sequence[Run]) -> None:

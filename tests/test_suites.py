@@ -19,6 +19,7 @@ from gymnasium.vector import AsyncVectorEnv
 from agents.dreamer import Dreamer, debug
 from envs import EnvError, get_states, make_env, make_envs, restore
 from envs.atari import NOOPS, Atari, shrink
+from envs.checks import check
 from mbrl.logger import Logger
 from mbrl.replay import Replay
 from mbrl.training import train
@@ -355,3 +356,10 @@ def test_composer_tasks_keep_their_time_limit_and_draw_pictures() -> None:
     assert [result[3] for result in rollout(make_env(name, max_episode_steps=3), 2)[1:]] == [False, True]
     with pytest.raises(EnvError, match="Did you mean dmc/manipulation-reach_site_features"):
         make_env("dmc/manipulation-reach_site_vision")
+
+
+def test_minigrid_passes_its_check() -> None:
+    """The mission, a text that no agent sees, is not looked at."""
+    need("minigrid")
+    findings, _ = check("MiniGrid-Empty-5x5-v0", steps=60)
+    assert not [finding for finding in findings if finding.severity != "note"]
