@@ -110,14 +110,14 @@ def plan(options: argparse.Namespace) -> list[Run]:
     Raises:
         UserError: no such agent or preset, or no run is left.
     """
-    presets = {agent: preset_of(agent, options.preset) for agent in options.agents}
-    if options.preset is not None and options.preset not in presets.values():
-        raise UserError(f"none of the agents {', '.join(presets)} has a preset '{options.preset}'")
     pairs = [(env, agent) for env in options.suite.envs for agent in able(env, options.agents)]
     if not pairs:
-        raise UserError(f"none of the agents {', '.join(presets)} can act in any of these environments")
+        raise UserError(f"none of the agents {', '.join(options.agents)} can act in any of these environments")
+    presets = {(env, agent): preset_of(agent, env, options.preset) for env, agent in pairs}
+    if options.preset is not None and options.preset not in presets.values():
+        raise UserError(f"none of the agents {', '.join(options.agents)} has a preset '{options.preset}'")
     runs = [
-        run_of(options.suite, env, agent, seed, presets[agent], options.runs_dir)
+        run_of(options.suite, env, agent, seed, presets[env, agent], options.runs_dir)
         for seed in options.seeds
         for env, agent in pairs
     ]
@@ -143,8 +143,9 @@ def able(env: str, agents: Sequence[str]) -> list[str]:
     return found
 
 
-def preset_of(agent: str, wanted: str | None) -> str:
-    presets = presets_of(agent)
+def preset_of(agent: str, env: str, wanted: str | None) -> str:
+    """The preset that was asked for, where the agent has it, else the agent's first for the environment."""
+    presets = presets_of(agent, env)
     return wanted if wanted in presets else next(iter(presets))
 
 
@@ -188,7 +189,7 @@ def known_paces(runs_dir: Path) -> Paces:
     rows += collect.rows_of(collect.read_entries(runs_dir))
     for row in rows:
         if row["agent"] in AGENTS and row["wall_s"] > 0 and row["step"] > 0:
-            preset = row.get("preset") or preset_of(row["agent"], None)
+            preset = row.get("preset") or preset_of(row["agent"], row["env"], None)
             paces.learn(row["agent"], preset, row["env"], row["wall_s"] / row["step"])
     return paces
 

@@ -22,6 +22,7 @@ from benchmarks.report import Failed, write_report
 from benchmarks.runner import Outcome, Paces, Run, execute, makespan, position, seconds_left
 from benchmarks.summary import Summary, headline, read_curves, summarise
 from mbrl.run import is_being_written
+from scripts import benchmark
 from scripts.benchmark import able, is_scores, seeds
 from scripts.compare import tell_apart
 from scripts.main import main
@@ -420,3 +421,11 @@ def test_agents_of_two_commits_or_presets_are_told_apart(tmp_path: Path) -> None
     debug = [{**row, "preset": "debug", "seed": 9} for row in rows[:3]]
     mixed = tell_apart([(new, [*({**row, "preset": "laptop"} for row in rows), *debug], [])])
     assert {row["agent"] for row in mixed[0][1]} == {"dreamer/laptop", "dreamer/debug"}
+
+
+def test_baselines_run_with_the_settings_that_are_tuned_for_the_task() -> None:
+    pytest.importorskip("stable_baselines3", reason="the baselines need: pip install -e '.[baselines]'")
+    options = benchmark.parse(["CartPole-v1,dmc/walker-walk", "--agents", "sac,dqn,ppo", "--seeds", "1"])
+    presets = {(run.env, run.agent): run.preset for run in benchmark.plan(options)}
+    assert presets[("CartPole-v1", "ppo")] == presets[("CartPole-v1", "dqn")] == "tuned"
+    assert presets[("dmc/walker-walk", "sac")] == "default"
