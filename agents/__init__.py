@@ -41,8 +41,9 @@ def agent_class(name: str) -> Any:
 
 
 def config_class(name: str) -> Any:
-    """The dataclass that configures an agent."""
-    return get_type_hints(agent_class(name).__init__)["config"]
+    """The dataclass that configures an agent: what its class, or else its constructor, says of ``config``."""
+    kind = agent_class(name)
+    return {**get_type_hints(kind.__init__), **get_type_hints(kind)}["config"]
 
 
 def make_agent(

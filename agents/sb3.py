@@ -99,7 +99,7 @@ class Baseline:
     @classmethod
     def presets(cls, env: str) -> dict[str, Preset]:
         """"tuned", where the zoo has settings for the environment, and "default"."""
-        config = get_type_hints(cls.__init__)["config"]
+        config = get_type_hints(cls)["config"]
         found = tuned(config, env)
         # Nothing of train()'s own loop: it does no updates for these agents.
         training = TrainConfig(update_ratio=0.0, prefill=0)
@@ -316,57 +316,37 @@ SPECIAL = (*POLICY, "linear_schedule", "normalize", "noise_std")
 
 
 class Sac(Baseline):
+    config: SacConfig
     algorithm_class = stable_baselines3.SAC
     actions, advice = "continuous", "use ppo or dqn"
 
-    def __init__(
-        self, config: SacConfig, observation_space: Any, action_space: Space[Any], device: torch.device | str = "cpu"
-    ) -> None:
-        super().__init__(config, observation_space, action_space, device)
-
 
 class Tqc(Baseline):
+    config: TqcConfig
     algorithm_class = sb3_contrib.TQC
     actions, advice = "continuous", "use ppo or dqn"
 
-    def __init__(
-        self, config: TqcConfig, observation_space: Any, action_space: Space[Any], device: torch.device | str = "cpu"
-    ) -> None:
-        super().__init__(config, observation_space, action_space, device)
-
 
 class Crossq(Baseline):
+    config: CrossqConfig
     algorithm_class = sb3_contrib.CrossQ
     actions, advice = "continuous", "use ppo or dqn"
     policies = ("MlpPolicy",)
 
-    def __init__(
-        self, config: CrossqConfig, observation_space: Any, action_space: Space[Any], device: torch.device | str = "cpu"
-    ) -> None:
-        super().__init__(config, observation_space, action_space, device)
-
 
 class Td3(Baseline):
+    config: Td3Config
     algorithm_class = stable_baselines3.TD3
     actions, advice = "continuous", "use ppo or dqn"
-
-    def __init__(
-        self, config: Td3Config, observation_space: Any, action_space: Space[Any], device: torch.device | str = "cpu"
-    ) -> None:
-        super().__init__(config, observation_space, action_space, device)
 
     def _explore(self, actions: Tensor) -> Tensor:
         return (actions + self.config.noise_std * torch.randn_like(actions)).clamp(-1, 1)
 
 
 class Dqn(Baseline):
+    config: DqnConfig
     algorithm_class = stable_baselines3.DQN
     actions = "discrete"
-
-    def __init__(
-        self, config: DqnConfig, observation_space: Any, action_space: Space[Any], device: torch.device | str = "cpu"
-    ) -> None:
-        super().__init__(config, observation_space, action_space, device)
 
     def _explore(self, actions: Tensor) -> Tensor:
         n, choices = actions.shape
@@ -375,13 +355,9 @@ class Dqn(Baseline):
 
 
 class Ppo(Baseline):
+    config: PpoConfig
     algorithm_class = stable_baselines3.PPO
     actions = "any"
-
-    def __init__(
-        self, config: PpoConfig, observation_space: Any, action_space: Space[Any], device: torch.device | str = "cpu"
-    ) -> None:
-        super().__init__(config, observation_space, action_space, device)
 
 
 class Leave(Exception):

@@ -17,31 +17,37 @@ Layers = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class SacConfig:
+class OffPolicyConfig:
+    """What the algorithms with a replay buffer share."""
+
     learning_rate: float = 3e-4
-    """Of actor, critics and entropy coefficient."""
+    """Of every network."""
     buffer_size: int = 1_000_000
     """Decisions kept; no more memory is taken than --steps can fill."""
     learning_starts: int = 100
     """Random decisions before the first update."""
     batch_size: int = 256
     """Transitions in an update."""
-    tau: float = 0.005
-    """How far the target critics move in an update."""
     gamma: float = 0.99
     """Discount per decision."""
     train_freq: int = 1
     """Decisions of each environment between updates."""
     gradient_steps: int = 1
     """Updates done then; -1: one for each decision of all environments."""
+    net_arch: Layers | None = None
+    """Hidden layers of actor and critics, or of the Q network; None: Stable-Baselines3's."""
+
+
+@dataclass(frozen=True)
+class SacConfig(OffPolicyConfig):
+    tau: float = 0.005
+    """How far the target critics move in an update."""
     ent_coef: float | None = None
     """Entropy coefficient; None: learnt."""
     use_sde: bool = False
     """State-dependent exploration."""
     log_std_init: float | None = None
     """Initial log standard deviation of that; None: Stable-Baselines3's."""
-    net_arch: Layers | None = None
-    """Hidden layers of actor and critics; None: Stable-Baselines3's."""
 
 
 @dataclass(frozen=True)
@@ -51,83 +57,45 @@ class TqcConfig(SacConfig):
 
 
 @dataclass(frozen=True)
-class CrossqConfig:
+class CrossqConfig(OffPolicyConfig):
     learning_rate: float = 1e-3
     """Of actor, critics and entropy coefficient."""
-    buffer_size: int = 1_000_000
-    """Decisions kept; no more memory is taken than --steps can fill."""
-    learning_starts: int = 100
-    """Random decisions before the first update."""
-    batch_size: int = 256
-    """Transitions in an update."""
-    gamma: float = 0.99
-    """Discount per decision."""
-    train_freq: int = 1
-    """Decisions of each environment between updates."""
-    gradient_steps: int = 1
-    """Updates done then; -1: one for each decision of all environments."""
     ent_coef: float | None = None
     """Entropy coefficient; None: learnt."""
     policy_delay: int = 3
     """Updates of the critics for one of the actor."""
-    net_arch: Layers | None = None
-    """Hidden layers of the actor (and the critics); None: Stable-Baselines3's."""
     critic_arch: Layers | None = None
     """Hidden layers of the critics where they differ from the actor's."""
 
 
 @dataclass(frozen=True)
-class Td3Config:
+class Td3Config(OffPolicyConfig):
     learning_rate: float = 1e-3
     """Of actor and critics."""
-    buffer_size: int = 1_000_000
-    """Decisions kept; no more memory is taken than --steps can fill."""
-    learning_starts: int = 100
-    """Random decisions before the first update."""
-    batch_size: int = 256
-    """Transitions in an update."""
     tau: float = 0.005
     """How far the targets move in an update."""
-    gamma: float = 0.99
-    """Discount per decision."""
-    train_freq: int = 1
-    """Decisions of each environment between updates."""
-    gradient_steps: int = 1
-    """Updates done then; -1: one for each decision of all environments."""
     policy_delay: int = 2
     """Updates of the critics for one of the actor."""
     noise_std: float = 0.1
     """Of the exploration noise, actions being in [-1, 1]: the paper's and the zoo's; Stable-Baselines3 has none."""
-    net_arch: Layers | None = None
-    """Hidden layers of actor and critics; None: Stable-Baselines3's."""
 
 
 @dataclass(frozen=True)
-class DqnConfig:
+class DqnConfig(OffPolicyConfig):
     learning_rate: float = 1e-4
     """Of the Q network."""
-    buffer_size: int = 1_000_000
-    """Decisions kept; no more memory is taken than --steps can fill."""
-    learning_starts: int = 100
-    """Random decisions before the first update."""
     batch_size: int = 32
     """Transitions in an update."""
     tau: float = 1.0
     """How far the target network moves when it does."""
-    gamma: float = 0.99
-    """Discount per decision."""
     train_freq: int = 4
     """Decisions of each environment between updates."""
-    gradient_steps: int = 1
-    """Updates done then; -1: one for each decision of all environments."""
     target_update_interval: int = 10_000
     """Decisions between moves of the target network."""
     exploration_fraction: float = 0.1
     """Share of --steps over which exploration is annealed."""
     exploration_final_eps: float = 0.05
     """Share of random actions after that."""
-    net_arch: Layers | None = None
-    """Hidden layers of the Q network; None: Stable-Baselines3's."""
 
 
 @dataclass(frozen=True)

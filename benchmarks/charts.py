@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import statistics
 from benchmarks.reference import Curve, published
 from benchmarks.summary import Summary, Task
-from mbrl.report import axis_number, inline_svg
+from mbrl.report import axis_number, inline_svg, style_panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -283,13 +283,7 @@ def _published(task: Task) -> dict[str, Curve]:
 
 def _panel(figure: Figure, rows: int, columns: int, place: int, colours: Colours) -> Axes:
     panel = figure.add_subplot(rows, columns, place)
-    panel.patch.set_visible(False)
-    panel.tick_params(colors=colours["faint"], length=0, labelsize=8, which="both")
-    panel.grid(color=colours["grid"], lw=0.8)
-    panel.set_axisbelow(True)
-    panel.spines[:].set_visible(False)
-    panel.xaxis.label.set_color(colours["faint"])
-    panel.yaxis.label.set_color(colours["faint"])
+    style_panel(panel, colours)
     return panel
 
 

@@ -5,9 +5,8 @@ An episode whose environment broke and was restarted counts for nothing; another
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -77,17 +76,27 @@ def evaluate(
                     cut += not ended[i]
                 running[i], length[i], broken[i] = 0.0, 0, 0
     every = np.array([value for done, wanted in zip(returns, share, strict=True) for value in done[:wanted]])
-    missing = sum(map(math.isnan, every))
+    for text in _remarks(every, repeated, fault, cut, limit):
+        note(text)
+    return every[~np.isnan(every)]
+
+
+def _remarks(every: np.ndarray, repeated: int, fault: str, cut: int, limit: int) -> Iterator[str]:
+    """What whoever reads the returns (episodes,), NaN where one is left out, should know.
+
+    Raises:
+        UserError: there is none.
+    """
+    missing = int(np.isnan(every).sum())
     if missing == len(every):
         raise UserError(f"the evaluation has no result: environments broke in every episode, the last with {fault}")
     if repeated:
-        note(
+        yield (
             f"evaluation: environments broke {repeated} times, the last with {fault}\nThose episodes were repeated, "
-            f"but for {missing} of {episodes} that are left out"
+            f"but for {missing} of {len(every)} that are left out"
         )
     if cut:
-        note(
-            f"evaluation: {cut} of {episodes} episodes had not ended after {limit} decisions and were cut there; "
+        yield (
+            f"evaluation: {cut} of {len(every)} episodes had not ended after {limit} decisions and were cut there; "
             "give the environment a time limit with --max-episode-steps"
         )
-    return every[~np.isnan(every)]

@@ -321,6 +321,17 @@ def _curve(title: str, x: NDArray[Any], y: NDArray[Any], log: bool = True) -> Ca
     return draw
 
 
+def style_panel(panel: Any, colours: Mapping[str, str]) -> None:
+    """No frame; grid and labels in the colours "grid" and "faint"."""
+    panel.patch.set_visible(False)
+    panel.tick_params(colors=colours["faint"], length=0, labelsize=8, which="both")
+    panel.grid(color=colours["grid"], lw=0.8)
+    panel.set_axisbelow(True)
+    panel.spines[:].set_visible(False)
+    panel.xaxis.label.set_color(colours["faint"])
+    panel.yaxis.label.set_color(colours["faint"])
+
+
 def _figure(
     name: str, panels: Sequence[Callable[[Axes], None]], caption: str, columns: int = 1, height: float = 3.0
 ) -> str:
@@ -339,13 +350,7 @@ def _figure(
         figure.patch.set_visible(False)
         for k, draw in enumerate(panels):
             panel = figure.add_subplot(rows, columns, k + 1)
-            panel.patch.set_visible(False)
-            panel.tick_params(colors=MARKERS["faint"], length=0, labelsize=8, which="both")
-            panel.grid(color=MARKERS["grid"], lw=0.8)
-            panel.set_axisbelow(True)
-            panel.spines[:].set_visible(False)
-            panel.xaxis.label.set_color(MARKERS["faint"])
-            panel.yaxis.label.set_color(MARKERS["faint"])
+            style_panel(panel, MARKERS)
             draw(panel)
             panel.xaxis.set_major_locator(MaxNLocator(4 if columns > 1 else 8, integer=True))
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: axis_number(value)))
