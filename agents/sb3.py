@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from gymnasium import Space, spaces
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from agents.sb3_config import CrossqConfig, DqnConfig, PpoConfig, SacConfig, Td3Config, TqcConfig, tuned
 from mbrl.errors import UserError
@@ -199,6 +200,19 @@ class Baseline:
             self.policy_name, vector, policy_kwargs=policy, device=self.device, **values
         )
         self.algorithm.set_logger(Logger(None, []))
+        self.flops_per_update: float | None = None
+        self._train = self.algorithm.train
+        if self.device.type == "cpu":
+            self.algorithm.train = self._count_flops
+
+    def _count_flops(self, *args: Any, **kwargs: Any) -> None:
+        """The arithmetic of the very first updates is counted; it rounds otherwise, so a resumed run does not."""
+        if self.updates:
+            self._train(*args, **kwargs)
+        else:
+            with FlopCounterMode(display=False) as counter:
+                self._train(*args, **kwargs)
+            self.flops_per_update = counter.get_total_flops() / max(1, self.updates)
 
     def memory(self, num_envs: int, decisions: int) -> Memory:
         """Get ready to train, and the algorithm's buffer."""
@@ -275,6 +289,7 @@ class Baseline:
             "optimisers": parameters,
             "variables": {name: recursive_getattr(algorithm, name).detach().cpu().clone() for name in names},
             "counters": {name: getattr(algorithm, name) for name in COUNTERS if hasattr(algorithm, name)},
+            "flops_per_update": self.flops_per_update,
         }
         if self.normaliser is not None:
             state["normaliser"] = {
@@ -291,6 +306,7 @@ class Baseline:
                 recursive_getattr(algorithm, name).copy_(value)
         for name, value in state["counters"].items():
             setattr(algorithm, name, value)
+        self.flops_per_update = state.get("flops_per_update")
         for name, part in self._statistics().items():
             for key, value in state["normaliser"][name].items():
                 setattr(part, key, value.numpy() if value.ndim else value.item())
@@ -385,7 +401,7 @@ class Environments(VecEnv):
         assert self.loop is not None
         if self.agent.updates != self.seen:
             self.seen = self.agent.updates
-            self.loop.learned(self.seen, self.agent.metrics())
+            self.loop.learned(self.seen, self.agent.metrics(), self.agent.flops_per_update)
         if self.loop.settle():
             raise Leave
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import statistics
 from benchmarks.reference import Curve, published
-from benchmarks.summary import Summary, Task
+from benchmarks.summary import Curves, Summary, Task
 from mbrl.report import axis_number, inline_svg, style_panel
 
 if TYPE_CHECKING:
@@ -110,10 +110,9 @@ class Chart:
 def charts(summary: Summary) -> list[Chart]:
     """All that the data allow."""
     found = [aggregate_curves(summary), aggregates(summary), improvement(summary), profiles(summary)]
-    return [chart for chart in found if chart is not None] + [
-        learning_curves(summary, by_clock=False),
-        learning_curves(summary, by_clock=True),
-    ]
+    counted = any(np.isfinite(ARITHMETIC.of(curves)).any() for task in summary.tasks for curves in task.curves.values())
+    axes = [STEPS, CLOCK, ARITHMETIC][: 3 if counted else 2]
+    return [chart for chart in found if chart is not None] + [learning_curves(summary, axis) for axis in axes]
 
 
 def colour_of(summary: Summary, agent: str) -> str:
@@ -138,7 +137,7 @@ def aggregate_curves(summary: Summary) -> Chart | None:
         return None
 
     def draw(figure: Figure, colours: Colours) -> None:
-        panel = _panel(figure, 1, 1, 1, colours)
+        panel = new_panel(figure, 1, 1, 1, colours)
         for agent, points in curves.items():
             x = [step for step, _ in points]
             _line(panel, summary, agent, colours, x, *_bounds([interval for _, interval in points]))
@@ -159,7 +158,7 @@ def aggregates(summary: Summary) -> Chart | None:
 
     def draw(figure: Figure, colours: Colours) -> None:
         for k, name in enumerate(names):
-            panel = _panel(figure, 1, len(names), k + 1, colours)
+            panel = new_panel(figure, 1, len(names), k + 1, colours)
             for row, agent in enumerate(summary.agents):
                 _bar(panel, row, found[agent][name], colours[colour_of(summary, agent)])
             _rows(panel, summary.agents if k == 0 else [""] * len(summary.agents), colours)
@@ -178,7 +177,7 @@ def improvement(summary: Summary) -> Chart | None:
     ours, names = summary.agents[0], [pair.theirs for pair in summary.comparisons]
 
     def draw(figure: Figure, colours: Colours) -> None:
-        panel = _panel(figure, 1, 1, 1, colours)
+        panel = new_panel(figure, 1, 1, 1, colours)
         for row, pair in enumerate(summary.comparisons):
             _bar(panel, row, pair.probability, colours[colour_of(summary, pair.theirs)])
         panel.axvline(0.5, color=colours["faint"], lw=1, ls="--")
@@ -199,7 +198,7 @@ def profiles(summary: Summary) -> Chart | None:
     thresholds = np.linspace(min(0.0, float(every.min())), max(1.0, float(every.max())), PROFILE_POINTS)
 
     def draw(figure: Figure, colours: Colours) -> None:
-        panel = _panel(figure, 1, 1, 1, colours)
+        panel = new_panel(figure, 1, 1, 1, colours)
         for agent, found in scores.items():
             value, low, high = statistics.performance_profile(found, thresholds)
             colour = colours[colour_of(summary, agent)]
@@ -217,7 +216,36 @@ def profiles(summary: Summary) -> Chart | None:
 # ---- task by task --------------------------------------------------------------------------------
 
 
-def learning_curves(summary: Summary, by_clock: bool) -> Chart:
+@dataclass(frozen=True)
+class Axis:
+    """What a learning curve is drawn against."""
+
+    name: str
+    title: str
+    label: str
+    of: Callable[[Curves], np.ndarray]
+    """-> (T,)"""
+    note: str = ""
+
+
+STEPS = Axis("learning-curves", "Learning curves", "environment steps", lambda curves: curves.steps)
+CLOCK = Axis(
+    "wall-clock",
+    "Against wall-clock",
+    "minutes of training",
+    lambda curves: curves.wall.mean(0) / 60,
+    " Minutes are those of training and evaluation, at the mean of the seeds.",
+)
+ARITHMETIC = Axis(
+    "flops",
+    "Against arithmetic",
+    "TFLOP of the updates",
+    lambda curves: curves.flops.mean(0) / 1e12,
+    " Matrix products and convolutions of the updates; acting is not counted.",
+)
+
+
+def learning_curves(summary: Summary, axis: Axis) -> Chart:
     """One panel a task: mean over seeds and its interval."""
     rows = -(-len(summary.tasks) // COLUMNS)
     columns = min(COLUMNS, len(summary.tasks))
@@ -225,44 +253,39 @@ def learning_curves(summary: Summary, by_clock: bool) -> Chart:
     def draw(figure: Figure, colours: Colours) -> None:
         handles: dict[str, Any] = {}
         for k, task in enumerate(summary.tasks):
-            panel = _panel(figure, rows, columns, k + 1, colours)
-            _draw_task(panel, summary, task, colours, by_clock)
+            panel = new_panel(figure, rows, columns, k + 1, colours)
+            _draw_task(panel, summary, task, colours, axis)
             panel.set_title(task.env, fontsize=9, loc="left", color=colours["ink"])
             if k >= len(summary.tasks) - columns:
-                panel.set_xlabel("minutes of training" if by_clock else "environment steps")
+                panel.set_xlabel(axis.label)
             lines, labels = panel.get_legend_handles_labels()
             handles |= dict(zip(labels, lines))
-        figure.legend(
-            list(handles.values()),
-            list(handles),
-            loc="outside lower center",
-            ncols=min(4, len(handles)),
-            frameon=False,
-            labelcolor=colours["ink"],
-            fontsize=8.5,
-        )
+        legend_below(figure, handles, colours)
 
     caption = "Mean return of the policy's mode over seeds; bands: 95 % bootstrap interval (none for one seed)."
-    if by_clock:
-        caption += " Minutes are those of training and evaluation, at the mean of the seeds."
-    elif any(_published(task) for task in summary.tasks):
+    caption += axis.note
+    if axis is STEPS and any(_published(task) for task in summary.tasks):
         caption += " Thin broken lines: published by others, not measured here; (train) returns of training episodes,"
         caption += " (eval) of separate evaluations, so do not take their difference for one of agents."
-    name, title = ("wall-clock", "Against wall-clock") if by_clock else ("learning-curves", "Learning curves")
-    return Chart(name, title, caption, TASK_HEIGHT * rows + 0.5, draw)
+    return Chart(axis.name, axis.title, caption, TASK_HEIGHT * rows + 0.5, draw)
 
 
-def _draw_task(panel: Axes, summary: Summary, task: Task, colours: Colours, by_clock: bool) -> None:
+def _draw_task(panel: Axes, summary: Summary, task: Task, colours: Colours, axis: Axis) -> None:
     for agent in summary.agents:
         if agent in task.curves:
-            curves = task.curves[agent]
-            x = curves.wall.mean(0) / 60 if by_clock else curves.steps
+            curves, x = task.curves[agent], axis.of(task.curves[agent])
             intervals = [statistics.interval_of_mean(scores, replicates=REPLICATES) for scores in curves.returns.T]
             _line(panel, summary, agent, colours, x, *_bounds(intervals))
-    if by_clock:
+    if axis is ARITHMETIC:
+        panel.set_xscale("log")
+    elif axis is CLOCK:
         panel.set_xlim(left=0)
-        return
-    _steps_axis(panel, 4)
+    else:
+        _steps_axis(panel, 4)
+        _draw_published(panel, task, colours)
+
+
+def _draw_published(panel: Axes, task: Task, colours: Colours) -> None:
     panel.set_xlim(right=panel.get_xlim()[1])
     for name, curve in _published(task).items():
         label = f"{name}, published ({curve.protocol})"
@@ -281,7 +304,7 @@ def _published(task: Task) -> dict[str, Curve]:
 # ---- parts of a figure ---------------------------------------------------------------------------
 
 
-def _panel(figure: Figure, rows: int, columns: int, place: int, colours: Colours) -> Axes:
+def new_panel(figure: Figure, rows: int, columns: int, place: int, colours: Colours) -> Axes:
     panel = figure.add_subplot(rows, columns, place)
     style_panel(panel, colours)
     return panel
@@ -336,6 +359,19 @@ def _steps_axis(panel: Axes, ticks: int) -> None:
     panel.set_xlim(left=0)
     panel.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, steps=[1, 2, 2.5, 5, 10]))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: axis_number(value)))
+
+
+def legend_below(figure: Figure, handles: dict[str, Any], colours: Colours) -> None:
+    """One legend for all panels: labels and what they stand for."""
+    figure.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=min(4, len(handles)),
+        frameon=False,
+        labelcolor=colours["ink"],
+        fontsize=8.5,
+    )
 
 
 def _legend(panel: Axes, colours: Colours) -> None:

@@ -21,11 +21,11 @@ from mbrl.run import read_status
 
 Row = dict[str, Any]
 Entry = dict[str, Any]
-"""One run: agent, env, seed, status, config, evaluations."""
+"""One run: agent, env, seed, status, config, evaluations, and quality, the judgements of its world model."""
 
 COLUMNS = ("agent", "env", "seed", "step", "mode", "mean", "std", "episodes", "wall_s", "commit")
 """What every scores.csv has, also those of earlier commits."""
-MORE_COLUMNS = ("preset", "updates", "parameters", "peak_memory_mb")
+MORE_COLUMNS = ("preset", "updates", "flops", "parameters", "peak_memory_mb")
 NUMBERS = {"seed": int, "step": int, "mean": float, "std": float, "episodes": int, "wall_s": float}
 
 
@@ -43,14 +43,17 @@ def read_entry(run: Path) -> Entry | None:
         return None
     evaluations = []
     updates: dict[int, int] = {}
+    quality = []
     for line in read_lines(run / "metrics.jsonl"):
         if "time/updates" in line:
             updates[line["step"]] = int(line["time/updates"])
+        if "model/probes" in line:
+            quality.append({name.removeprefix("model/"): value for name, value in line.items()})
     for line in read_lines(run / "scores.jsonl"):
         if "mode" in line:
             evaluations.append({**line, "updates": updates.get(line["step"])})
     entry = {name: config[name] for name in ("agent", "env", "seed")}
-    return {**entry, "status": read_status(run), "config": config, "evaluations": evaluations}
+    return {**entry, "status": read_status(run), "config": config, "evaluations": evaluations, "quality": quality}
 
 
 def rows_of(entries: Iterable[Entry], earlier: Sequence[Row] = ()) -> list[Row]:
@@ -65,6 +68,8 @@ def rows_of(entries: Iterable[Entry], earlier: Sequence[Row] = ()) -> list[Row]:
             score = {name: line[name] for name in ("step", "mode", "mean", "std", "episodes")}
             row = {**run, **score, "wall_s": line["wall"], "commit": status.get("git")}
             row |= {"preset": entry["config"].get("preset"), "updates": line.get("updates"), **more}
+            if row["updates"] is not None and "flops_per_update" in status:
+                row["flops"] = row["updates"] * status["flops_per_update"]
             row["commit"] = commits.get(_key(row), row["commit"])
             rows.append(row)
     return rows

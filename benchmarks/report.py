@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import statistics
+from benchmarks import statistics, world_models
 from benchmarks.charts import DARK, LIGHT, Chart, charts
 from benchmarks.collect import Entry, Row
 from benchmarks.statistics import Interval
 from benchmarks.summary import TARGET, Summary, Task, headline, plain, short_ratio, steps_of, summarise, write_steps
+from benchmarks.tables import Table
 from mbrl.report import STYLE as RUN_STYLE
 from mbrl.run import write_atomically
 from mbrl.screen import duration, number
@@ -34,14 +35,6 @@ class Failed:
     exit_code: int
     log: tuple[str, ...]
     """The last lines."""
-
-
-@dataclass(frozen=True)
-class Table:
-    title: str
-    header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    note: str = ""
 
 
 def _variables(colours: dict[str, str]) -> str:
@@ -80,11 +73,13 @@ def write_report(
     rows = [row for row in rows if row["agent"] in agents]
     entries = [entry for entry in entries if entry["agent"] in agents]
     summary = summarise(title, rows, entries, agents)
-    drawn = charts(summary)
+    drawn = [*charts(summary), *world_models.charts(entries)]
     directory.mkdir(parents=True, exist_ok=True)
     for chart in drawn:
         chart.save(directory)
-    found = {"numbers": tables(summary), "runs": run_tables(rows, entries)}
+    numbers = [*tables(summary), *world_models.tables(entries)]
+    found = {"numbers": numbers, "runs": run_tables(rows, entries)}
+    world_models.write_csv(directory / "world-models.csv", entries)
     write_atomically(directory / "summary.json", json.dumps(plain(summary), indent=1) + "\n")
     write_atomically(directory / "report.md", markdown(summary, drawn, found, rows, failed))
     path = directory / "report.html"
@@ -181,11 +176,14 @@ def _cost_table(rows: Sequence[Row]) -> Table:
         cells = (
             _mean(row["step"] / row["wall_s"] for row in runs if row["wall_s"] > 0),
             _mean(row["wall_s"] / 60 for row in runs),
-            *(_mean(row.get(name) for row in runs) for name in ("updates", "parameters", "peak_memory_mb")),
+            _mean(row.get("updates") for row in runs),
+            _mean(float(row["flops"]) / 1e12 for row in runs if row.get("flops")),
+            *(_mean(row.get(name) for row in runs) for name in ("parameters", "peak_memory_mb")),
         )
         found.append((str(agent), str(env), *cells))
-    header = ("agent", "task", "env steps / s", "minutes", "updates", "parameters", "peak memory, MB")
-    note = "Means over seeds; the minutes contain evaluations. Memory: the largest that the training process had; "
+    header = ("agent", "task", "env steps / s", "minutes", "updates", "TFLOP", "parameters", "peak memory, MB")
+    note = "Means over seeds; the minutes contain evaluations. TFLOP: matrix products and convolutions of the updates. "
+    note += "Memory: the largest that the training process had; "
     note += "'-' was not recorded."
     return Table("What a run takes", header, found, note)
 
@@ -297,26 +295,14 @@ def page(
         f"<figcaption>{html.escape(chart.caption)}</figcaption></figure></section>"
         for chart in drawn
     ]
-    body += ["<h2>Tables</h2>", *map(_html_table, found["numbers"])]
+    body += ["<h2>Tables</h2>", *(table.html() for table in found["numbers"])]
     cost, runs = found["runs"]
-    body += ["<h2>Cost and provenance</h2>", _html_table(cost)]
-    body += [f"<details><summary>every run, with command and commit</summary>{_html_table(runs)}</details>"]
+    body += ["<h2>Cost and provenance</h2>", cost.html()]
+    body += [f"<details><summary>every run, with command and commit</summary>{runs.html()}</details>"]
     body += [f'<h2>Method</h2><p class="faint">{html.escape(METHOD)}</p>']
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     head += f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>' + "\n".join(body) + "</body></html>\n"
-
-
-def _html_table(table: Table) -> str:
-    def cell(name: str, text: str) -> str:
-        return f"<td><code>{html.escape(text)}</code></td>" if name == "command" else f"<td>{html.escape(text)}</td>"
-
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.header)
-    lines = ["".join(cell(name, text) for name, text in zip(table.header, row)) for row in table.rows]
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    note = f'<p class="faint">{html.escape(table.note)}</p>' if table.note else ""
-    inside = f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
-    return f"<section><h3>{html.escape(table.title)}</h3>{inside}{note}</section>"
 
 
 def _failed(run: Failed) -> str:
@@ -339,12 +325,6 @@ def markdown(
     for chart in drawn:
         lines += [f"## {chart.title}", "", f"![{chart.title}]({chart.name}.png)", "", chart.caption, ""]
     for table in [*found["numbers"], *found["runs"]]:
-        lines += [f"## {table.title}", "", *_markdown_table(table), "", table.note, ""]
+        lines += table.markdown()
     return "\n".join([*lines, "## Method", "", METHOD, ""])
 
-
-def _markdown_table(table: Table) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-    return [line(table.header), line(["---"] * len(table.header)), *map(line, table.rows)]

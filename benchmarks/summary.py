@@ -23,6 +23,8 @@ from benchmarks.suites import reference_range
 from mbrl.errors import UserError
 
 Array = NDArray[np.float64]
+Point = tuple[float, float, float]
+"""Of an evaluation: mean return, seconds and FLOPs until then."""
 
 TARGET = 0.8
 """The normalised score that agents are timed to: 800 on dm_control."""
@@ -45,6 +47,8 @@ class Curves:
     """(runs, T)"""
     wall: Array
     """(runs, T) seconds of training until then."""
+    flops: Array
+    """(runs, T) floating-point operations of the updates until then; NaN where they were not counted."""
 
     def at(self, step: float) -> Array:
         """(runs,) scores of the last evaluation until ``step``."""
@@ -165,9 +169,10 @@ def summarise(title: str, rows: Sequence[Row], entries: Sequence[Entry], agents:
 
 def read_curves(rows: Iterable[Row], broken: set[str]) -> tuple[dict[tuple[str, str], Curves], list[str]]:
     """By agent and task. A run that broke before its end keeps its last score; an unfinished one is left out."""
-    runs: dict[tuple[str, str], dict[int, dict[float, tuple[float, float]]]] = defaultdict(lambda: defaultdict(dict))
+    runs: dict[tuple[str, str], dict[int, dict[float, Point]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        runs[row["agent"], row["env"]][row["seed"]][snap(row["step"])] = (row["mean"], row["wall_s"])
+        point = row["mean"], row["wall_s"], float(row.get("flops") or math.nan)
+        runs[row["agent"], row["env"]][row["seed"]][snap(row["step"])] = point
     found, left_out = {}, []
     for (agent, env), seeds in runs.items():
         end = max(max(points) for points in seeds.values())
@@ -183,7 +188,7 @@ def read_curves(rows: Iterable[Row], broken: set[str]) -> tuple[dict[tuple[str, 
                 left_out.append(f"{name} has come to step {last:.0f} of {end:.0f}: it does not count")
         steps = sorted(set.intersection(*(set(points) for points in seeds.values())))
         values = np.array([[points[step] for step in steps] for points in seeds.values()], np.float64)
-        found[agent, env] = Curves(tuple(seeds), np.array(steps, np.float64), values[..., 0], values[..., 1])
+        found[agent, env] = Curves(tuple(seeds), np.array(steps, np.float64), *np.moveaxis(values, -1, 0))
     return found, left_out
 
 

@@ -95,8 +95,8 @@ class Loop(Protocol):
     def begin_episodes(self) -> None:
         """Reset the environments whose episode ended with the newest step."""
 
-    def learned(self, updates: int, metrics: dict[str, Tensor | float]) -> None:
-        """Tell the number of updates so far, and the metrics of the last."""
+    def learned(self, updates: int, metrics: dict[str, Tensor | float], flops: float | None) -> None:
+        """Tell the number of updates so far, the metrics of the last and the FLOPs of one, if known."""
 
 
 class Dynamics(Protocol):

@@ -13,6 +13,8 @@ class Progress:
     """Numbers and tensors only, so that a checkpoint can hold it."""
 
     updates: int = 0
+    flops_per_update: float | None = None
+    """Of matrix products and convolutions; None where they were not counted."""
     owed: float = 0.0
     """Updates that the decisions so far have earned and that are not done yet."""
     learning: bool = False

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from mbrl.checkpoint import Checkpoint, Checkpoints, as_tensors, describe_agent, pack
 from mbrl.driver import Driver
@@ -28,6 +29,7 @@ from mbrl.errors import UserError
 from mbrl.evaluation import LIMIT, Interrupted, evaluate
 from mbrl.interfaces import Agent, EnvStates, Log, OwnLoop, Rows, State
 from mbrl.progress import Progress, Scores
+from mbrl.quality import Imaginer, judge
 from mbrl.randomness import own_randomness, seed_everything
 from mbrl.replay import Replay, ReplayConfig
 from mbrl.run import RunState, circumstances, only_writer, peak_memory_mb, readable_disk_errors, write_status
@@ -36,7 +38,8 @@ from mbrl.spaces import space_to_json
 from mbrl.steps import Steps
 from mbrl.suspension import go_on, identity, suspend
 
-Metrics = dict[str, Tensor | float]
+Metrics = dict[str, Any]
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class TrainConfig:
     """Episodes of the evaluation at the end, in each mode."""
     eval_limit: int = LIMIT
     """Decisions after which an episode of an evaluation is cut, if it has not ended."""
+    eval_probes: int = 100
+    """Probes of the world model in each evaluation, where the agent has one (mbrl/quality.py); 0: none."""
     log_every: int = 1000
     """Environment steps between lines of metrics."""
     checkpoint_every: float = 5.0
@@ -273,11 +278,11 @@ class Trainer:
             self.step = self.driver.begin_episodes(self.step)
         self._heed_restarts()
 
-    def learned(self, updates: int, metrics: Metrics) -> None:
-        """Of a loop of its own: the number of updates so far, and the metrics of the last."""
+    def learned(self, updates: int, metrics: Metrics, flops: float | None) -> None:
+        """Of a loop of its own: the number of updates so far, the metrics of the last and the FLOPs of one."""
         if not self.progress.learning:
             self._begin_learning()
-        self.progress.updates = updates
+        self.progress.updates, self.progress.flops_per_update = updates, flops
         self._count(metrics)
 
     def _heed_restarts(self) -> None:
@@ -311,10 +316,20 @@ class Trainer:
         """Do the updates that are owed; a request to stop leaves the rest for later."""
         progress = self.progress
         while progress.owed > 1 - 1e-6 and not self.stop and self._can_sample():
-            metrics = self.agent.update(self.replay)
+            metrics = self._update()
             progress.owed -= 1
             progress.updates += 1
             self._count(metrics)
+
+    def _update(self) -> Metrics:
+        """One update; the arithmetic of the very first is counted, where a graph of the GPU does not hide it."""
+        progress = self.progress
+        if progress.updates or getattr(self.agent, "device", _CPU).type != "cpu":
+            return self.agent.update(self.replay)
+        with FlopCounterMode(display=False) as counter:  # rounds otherwise: a resumed run must not count again
+            metrics = self.agent.update(self.replay)
+        progress.flops_per_update = counter.get_total_flops()
+        return metrics
 
     def _count(self, metrics: Metrics) -> None:
         """Add an update's metrics to those of the next line."""
@@ -425,8 +440,10 @@ class Trainer:
                 with self._saved_on_error(env_states=True):
                     modes = ("mode", "sample")
                     scores = {mode: score(explore=mode == "sample", stop=self.stop.__bool__).tolist() for mode in modes}
+                    quality = self._judge(envs)
             except Interrupted:
                 return
+            self.log.scalars(step, quality)
             for mode, returns in scores.items():
                 self.log.evaluation(step, mode, returns)
             progress.scores = scores
@@ -438,6 +455,13 @@ class Trainer:
             self.log.scalars(step, self.last_report)
         progress.next_eval = next_evaluation(step, self.config)
         self.shown_at += time.monotonic() - begin  # the pace shown is that of training
+
+    def _judge(self, envs: VectorEnv[Any, Any, Any]) -> Metrics:
+        """The quality of the agent's world model, where it has one and has begun to learn it."""
+        probes = self.config.eval_probes
+        if not (probes and self.progress.learning and isinstance(self.agent, Imaginer)):
+            return {}
+        return judge(self.agent, envs, 2_000_000 + self.seed, probes, stop=self.stop.__bool__)
 
     def result(self) -> Result:
         return Result(
@@ -452,12 +476,14 @@ class Trainer:
 
     def totals(self) -> dict[str, float]:
         """How far the run is and what it took, for status.json."""
+        flops = self.progress.flops_per_update
         return {
             "step": self.driver.env_steps,
             "seconds": round(self.wall, 1),
             "updates": self.progress.updates,
             "parameters": self.agent.num_parameters,
             "peak_memory_mb": peak_memory_mb(),
+            **({} if flops is None else {"flops_per_update": flops}),
         }
 
     def _save(self, env_states: bool = True) -> None:

@@ -195,14 +195,26 @@ class WorldModel(nn.Module):
             predictions |= dict(zip(view.numeric, numeric.split(list(view.numeric.values()), -1), strict=True))
         return predictions
 
+    def predictions(self, features: Tensor) -> list[Tensor]:
+        """Features (..., F) -> what ``targets`` gives, as the model sees it: (..., E) each."""
+        decoded, view = self.decoder(features), self.encoder.view
+        vectors = [torch.cat([decoded[key] for key in view.numeric], -1)] if view.numeric else []
+        return [*vectors, *(decoded[key].flatten(-3) for key in self.decoder.images)]
+
+    def targets(self, obs: dict[str, Tensor], lead: int) -> list[Tensor]:
+        """All vectors side by side, in the networks' units, then each image in [0, 1]: (..., E) each.
+
+        ``lead`` is the number of leading dims. Discrete observations are left out.
+        """
+        view = self.encoder.view
+        vectors = [view.scaling(view.raw(obs, lead))] if view.numeric else []
+        return [*vectors, *(obs[key].float().flatten(-3) / 255 for key in self.decoder.images)]
+
     @torch.no_grad()
     def errors(self, obs: dict[str, Tensor], states: State) -> Tensor:
-        """(B, T): mean absolute error per element, in the networks' units, averaged over the keys."""
-        predictions, view = self.decoder(self.dynamics.features(states)), self.encoder.view
-        errors = [(predictions[key] - obs[key].float() / 255).abs().mean((-3, -2, -1)) for key in self.decoder.images]
-        if view.numeric:
-            dreamt = torch.cat([predictions[key] for key in view.numeric], -1)
-            errors.append((dreamt - view.scaling(view.raw(obs, 2))).abs().mean(-1))
+        """(B, T): mean absolute error per element of ``targets``, averaged over them."""
+        pairs = zip(self.predictions(self.dynamics.features(states)), self.targets(obs, lead=2), strict=True)
+        errors = [(dreamt - truth).abs().mean(-1) for dreamt, truth in pairs]
         return torch.stack(errors).mean(0) if errors else torch.zeros_like(states["deter"][..., 0])
 
     def _reconstruction(self, obs: dict[str, Tensor], predictions: dict[str, Tensor]) -> dict[str, Tensor]:

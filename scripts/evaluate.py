@@ -1,7 +1,7 @@
 """`mbrl evaluate RUN`: whole episodes with a trained agent, on environments of its own.
 
 `--json` prints one JSON object, {"mode": {"mean", "std", "returns"}, "sample": {...}}: the policy's mode, and
-the policy sampled as in training.
+the policy sampled as in training; with `--world-model` also {"world_model": {...}}, the metrics of mbrl/quality.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import envs
 from mbrl.checkpoint import best, latest
 from mbrl.errors import UserError
 from mbrl.evaluation import evaluate
+from mbrl.quality import Imaginer, judge
 from scripts.machine import choose_device, set_threads
 from scripts.options import ENV_OPTIONS
 from scripts.pictures import film
@@ -26,6 +27,8 @@ from scripts.pictures import film
 MODES = ("mode", "sample")
 PARALLEL = 10
 """Environments side by side: one call of the networks serves them all."""
+PROBES = 200
+"""Of the world model."""
 
 
 def main(argv: list[str]) -> None:
@@ -52,17 +55,41 @@ def main(argv: list[str]) -> None:
             )
             for mode in options.mode
         }
+        quality = judge_model(policy.agent, with_envs, options) if options.world_model else {}
     finally:
         with_envs.close()
     if options.json:
-        print(json.dumps(scores))
+        print(json.dumps(scores | ({"world_model": quality} if quality else {})))
     else:
         print(f"{env}   {options.run}   checkpoint at step {found.step}   seed {options.seed}")
         for mode, score in scores.items():
             print(f"{mode:6}  {score['mean']:.2f} +- {score['std']:.2f}   {options.episodes} episodes")
+        print("".join(f"{line}\n" for line in lines_of(quality)), end="")
     if options.video is not None:
         frames = film(policy.agent, env, env_options, options.seed, options.video)
         print(f"{options.video}: {frames} frames", file=sys.stderr)
+
+
+def judge_model(agent: Any, with_envs: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """
+    Raises:
+        UserError: the agent has no world model.
+    """
+    if not isinstance(agent, Imaginer):
+        raise UserError(f"the agent of {options.run} has no world model; leave out --world-model")
+    found = judge(agent, with_envs, options.seed, PROBES)
+    return {name.removeprefix("model/"): value for name, value in found.items()}
+
+
+def lines_of(quality: dict[str, Any]) -> list[str]:
+    """For people: single numbers as they are, lists after the first, the fifth and the last imagined step."""
+    lines = []
+    for name, value in quality.items():
+        picked = {k: value[k - 1] for k in (1, 5, len(value))} if isinstance(value, list) else {0: value}
+        numbers = ["-" if number is None else f"{number:.4g}" for number in picked.values()]
+        steps = f"   after {', '.join(map(str, picked))} imagined steps" if isinstance(value, list) else ""
+        lines.append(f"world model: {name.replace('_', ' '):20}  {', '.join(numbers)}{steps}")
+    return lines
 
 
 def say(text: str) -> None:
@@ -80,6 +107,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--best", action="store_true", help="the best-evaluated checkpoint, not the last one")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (cpu)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    parser.add_argument("--world-model", action="store_true", help="measure the world model, too")
     parser.add_argument("--video", type=Path, metavar="GIF", help="write one episode of the mode as a GIF")
     return parser.parse_args(argv)
 

@@ -279,21 +279,21 @@ def make_run(directory: Path, **status: Any) -> Path:
         {"step": 100, "mode": "sample", "mean": 10.0, "std": 0.0, "episodes": 2, "returns": [10, 10], "wall": 4.6},
     ]
     (directory / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in scores))
-    (directory / "metrics.jsonl").write_text('{"step": 100, "time/updates": 25}\n')
+    (directory / "metrics.jsonl").write_text('{"step": 100, "time/updates": 25}\n{"step": 100, "model/probes": 7}\n')
     return directory
 
 
 def test_scores_are_collected_and_read_again(tmp_path: Path) -> None:
-    make_run(tmp_path / "runs/CartPole-v1/dreamer/seed3", peak_memory_mb=321.5)
+    make_run(tmp_path / "runs/CartPole-v1/dreamer/seed3", peak_memory_mb=321.5, flops_per_update=1e6)
     rows = collect.write(tmp_path, collect.read_entries(tmp_path / "runs"))
     assert [(row["mode"], row["mean"], row["updates"]) for row in rows] == [("mode", 20.5, 25), ("sample", 10.0, 25)]
     with (tmp_path / "scores.csv").open() as file:
         header = next(csv.reader(file))
-    assert tuple(header[:10]) == collect.COLUMNS and "peak_memory_mb" in header
+    assert tuple(header[:10]) == collect.COLUMNS and "peak_memory_mb" in header and rows[0]["flops"] == 25e6
     again = collect.read_scores(tmp_path / "scores.csv")
     assert [again[0][name] for name in collect.COLUMNS] == [rows[0][name] for name in collect.COLUMNS]
     _, entries = collect.read(tmp_path / "scores.csv")
-    assert entries[0]["evaluations"][0]["returns"] == [19, 22]
+    assert entries[0]["evaluations"][0]["returns"] == [19, 22] and entries[0]["quality"] == [{"step": 100, "probes": 7}]
 
 
 def test_scores_keep_the_commit_that_made_them(tmp_path: Path) -> None:
@@ -403,6 +403,32 @@ def test_the_report_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
     assert "4.0 times fewer" in (tmp_path / "report.md").read_text()
     for chart in ("learning-curves", "wall-clock", "profiles", "aggregates", "aggregate-curve"):
         assert (tmp_path / f"{chart}.svg").exists() and (tmp_path / f"{chart}.png").stat().st_size > 1000
+
+
+def test_world_models_are_judged_in_the_report(tmp_path: Path) -> None:
+    lists = ("error", "reward_error", "coverage", "reward_coverage", "spread", "imagined_return", "true_return")
+    quality = {name: [0.1, 0.2, 0.3] for name in lists} | {"probes": 9, "continue_accuracy": 1.0, "ends_foreseen": None}
+    runs = {"dreamer": [{"step": 40, **quality, "exploitation_gap": [0.0, 1.0, gap]} for gap in (1.25, 1.75)], "sac": []}
+    entries: list[Entry] = [
+        {"agent": agent, "env": WALK, "seed": seed, "status": {}, "config": {}, "quality": found}
+        for agent, judgements in runs.items()
+        for seed, found in enumerate([[one] for one in judgements] or [[]])
+    ]
+    rows = [row for agent in runs for row in rows_of(agent, WALK, *FAST)]
+    page = write_report(tmp_path, rows, entries, ["dreamer", "sac"], "toy").read_text()
+    assert "World model of dreamer" in page and "1.5 [1.25, 1.75]" in page and "World model of sac" not in page
+    lines = list(csv.DictReader((tmp_path / "world-models.csv").open()))
+    assert len(lines) == 2 * 3 and lines[2]["ahead"] == "3" and lines[2]["exploitation_gap"] == "1.25"
+    assert lines[0]["ends_foreseen"] == "" and (tmp_path / "world-model-dreamer.svg").exists()
+
+
+def test_arithmetic_is_an_axis_where_it_was_counted(tmp_path: Path) -> None:
+    rows = rows_of("dreamer", WALK, *FAST)
+    write_report(tmp_path / "unknown", rows, [], ["dreamer"], "toy")
+    assert not (tmp_path / "unknown/flops.svg").exists()
+    counted = [{**row, "updates": row["step"], "flops": 1.5e9 * row["step"]} for row in rows]
+    page = write_report(tmp_path / "known", counted, [], ["dreamer"], "toy").read_text()
+    assert (tmp_path / "known/flops.svg").exists() and "<td>60.0</td>" in page, "40k updates of 1.5 GFLOP"
 
 
 def test_published_curves_are_named_with_their_protocol_and_stay_out_of_the_numbers(tmp_path: Path) -> None:

@@ -217,6 +217,20 @@ def test_evaluate_prints_one_json_object(trained: Path, capsys: pytest.CaptureFi
     assert json.loads(capsys.readouterr().out) == {"mode": first["mode"]}
 
 
+def test_evaluate_judges_the_world_model(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained / "CartPole-v1/dreamer/seed0"
+    line = ["evaluate", str(run), "--episodes", "2", "--mode", "mode", "--world-model"]
+    capsys.readouterr()
+    assert main([*line, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["world_model"]
+    assert len(found["error"]) == len(found["exploitation_gap"]) == 15 and found["probes"] > 0
+    assert main(line) == 0
+    assert "world model: exploitation gap" in capsys.readouterr().out
+    logged = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    assert any("model/exploitation_gap" in values for values in logged), "training measures it at each evaluation"
+    assert json.loads((run / "status.json").read_text())["flops_per_update"] > 1e5
+
+
 def test_evaluate_of_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no checkpoint" in refused(capsys, "evaluate", str(tmp_path))
     assert "no checkpoint" in refused(capsys, "evaluate", str(tmp_path / "nowhere"))
