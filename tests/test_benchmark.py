@@ -408,7 +408,8 @@ def test_the_report_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
 def test_world_models_are_judged_in_the_report(tmp_path: Path) -> None:
     lists = ("error", "reward_error", "coverage", "reward_coverage", "spread", "imagined_return", "true_return")
     quality = {name: [0.1, 0.2, 0.3] for name in lists} | {"probes": 9, "continue_accuracy": 1.0, "ends_foreseen": None}
-    runs = {"dreamer": [{"step": 40, **quality, "exploitation_gap": [0.0, 1.0, gap]} for gap in (1.25, 1.75)], "sac": []}
+    gaps = (1.25, 1.75)
+    runs = {"dreamer": [{"step": 40, **quality, "exploitation_gap": [0.0, 1.0, gap]} for gap in gaps], "sac": []}
     entries: list[Entry] = [
         {"agent": agent, "env": WALK, "seed": seed, "status": {}, "config": {}, "quality": found}
         for agent, judgements in runs.items()
