@@ -141,7 +141,11 @@ class PpoConfig:
 Table = dict[str, dict[str, Any]]
 LARGE = {"log_std_init": -2.0, "ortho_init": False, "activation": "relu", "net_arch": (256, 256)}
 
+PER_STEP = {"dm_control": {"gradient_steps": 2}}
+"""One update for each environment step, at the action repeat of 2: what published SAC curves on dm_control have."""
+
 SAC: Table = {
+    **PER_STEP,
     "Pendulum": {"learning_rate": 1e-3},
     "MountainCarContinuous": {
         "buffer_size": 50_000, "batch_size": 512, "ent_coef": 0.1, "train_freq": 32, "gradient_steps": 32,
@@ -161,12 +165,14 @@ TQC: Table = {
 }  # fmt: skip
 CROSSQ_MUJOCO = {"learning_starts": 5000, "net_arch": (256, 256), "critic_arch": (2048, 2048)}
 CROSSQ: Table = {
+    **PER_STEP,
     "Pendulum": {"policy_delay": 2, "net_arch": (256, 256)},
     **dict.fromkeys(("HalfCheetah", "Ant", "Hopper", "Walker2d", "Humanoid", "HumanoidStandup"), CROSSQ_MUJOCO),
     "Swimmer": {**CROSSQ_MUJOCO, "gamma": 0.999},
 }
 TD3_MUJOCO = {"learning_starts": 10_000, "net_arch": (400, 300)}
 TD3: Table = {
+    **PER_STEP,
     "Pendulum": {"gamma": 0.98, "buffer_size": 200_000, "learning_starts": 10_000, "net_arch": (400, 300)},
     **dict.fromkeys(("HalfCheetah", "Ant", "Hopper", "Walker2d", "Humanoid"), TD3_MUJOCO),
 }

@@ -455,4 +455,4 @@ def test_baselines_run_with_the_settings_that_are_tuned_for_the_task() -> None:
     options = benchmark.parse(["CartPole-v1,dmc/walker-walk", "--agents", "sac,dqn,ppo", "--seeds", "1"])
     presets = {(run.env, run.agent): run.preset for run in benchmark.plan(options)}
     assert presets[("CartPole-v1", "ppo")] == presets[("CartPole-v1", "dqn")] == "tuned"
-    assert presets[("dmc/walker-walk", "sac")] == "default"
+    assert presets[("dmc/walker-walk", "sac")] == "tuned"

@@ -220,9 +220,10 @@ def test_tuned_settings_are_found_by_environment() -> None:
     config, num_envs = tuned(PpoConfig, "CartPole-v1") or (None, 0)
     assert config.n_steps == 32 and num_envs == 8
     assert tuned(SacConfig, "HalfCheetah-v5") == (SacConfig(learning_starts=10_000), 1)
-    assert tuned(SacConfig, "dmc/walker-walk") is None and tuned(SacConfig, "dmc/hopper-hop") is None
+    assert tuned(SacConfig, "dmc/hopper-hop") == (SacConfig(gradient_steps=2), 1)
     assert tuned(PpoConfig, "dmc/walker-walk") == (PpoConfig(normalize=True), 1)
-    assert list(sb3.Sac.presets("dmc/walker-walk")) == ["default"]
+    assert list(sb3.Sac.presets("dmc/walker-walk")) == ["tuned", "default"]
+    assert list(sb3.Sac.presets("My-v0")) == ["default"]
     assert list(sb3.Ppo.presets("CartPole-v1")) == ["tuned", "default"]
 
 
