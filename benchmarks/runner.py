@@ -8,25 +8,21 @@ runner waits for those that still write, as it does for those that somebody else
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from benchmarks.processes import PROGRAM, start
 from mbrl.run import is_being_written, read_status
 from mbrl.screen import duration
 from mbrl.signals import StopRequest
 from scripts.options import run_directory
 
-PROGRAM = (sys.executable, "-m", "scripts.main")
-"""What stands for `mbrl`."""
 TRIES = 2
 POLL = 0.2
 """Seconds between two looks at the processes."""
@@ -116,13 +112,46 @@ class Board(Protocol):
         """An event."""
 
 
+class Lost(Exception):
+    """A training is gone through no fault of its own, and can go on elsewhere."""
+
+
+class Training(Protocol):
+    """What `subprocess.Popen` does, wherever the training is."""
+
+    def poll(self) -> int | None:
+        """The exit code, minus the signal that ended it; None as long as it trains.
+
+        Raises:
+            Lost: the machine that it was on.
+        """
+
+    def wait(self) -> int:
+        """Until it has ended."""
+
+    def terminate(self) -> None:
+        """Ask it to save and end."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
+Launch = Callable[[Run, int], Training | None]
+"""Starts a training, the first of so many that wait; None while there is no room."""
+
+
 def execute(runs: Sequence[Run], jobs: int, board: Board, program: Sequence[str] = PROGRAM) -> Outcome:
     """Run what is not finished, ``jobs`` at a time; SIGINT, SIGTERM and SIGHUP stop all, and they save."""
+    return carry_out(runs, jobs, board, lambda run, waiting: start(run.words, run.log, program))
+
+
+def carry_out(runs: Sequence[Run], jobs: int, board: Board, launch: Launch) -> Outcome:
+    """`execute`, wherever ``launch`` starts the trainings."""
     outcome = Outcome([run for run in runs if not run.finished])
     outcome.finished = [run for run in runs if run not in outcome.waiting]
     if outcome.finished:
         board.note(f"{len(outcome.finished)} of {len(runs)} runs were finished already")
-    trainings = _Trainings(outcome, jobs, board, program)
+    trainings = _Trainings(outcome, jobs, board, launch)
     with StopRequest() as stop:
         try:
             while (outcome.waiting or outcome.running) and not stop:
@@ -137,31 +166,40 @@ def execute(runs: Sequence[Run], jobs: int, board: Board, program: Sequence[str]
 
 
 class _Trainings:
-    """The processes, all started from the main thread: the kernel ends them with the thread that did."""
+    """All started from the main thread: the kernel ends processes with the thread that started them."""
 
-    def __init__(self, outcome: Outcome, jobs: int, board: Board, program: Sequence[str]) -> None:
-        self.outcome, self.jobs, self.board, self.program = outcome, jobs, board, tuple(program)
-        self.processes: dict[Run, subprocess.Popen[bytes]] = {}
+    def __init__(self, outcome: Outcome, jobs: int, board: Board, launch: Launch) -> None:
+        self.outcome, self.jobs, self.board, self.launch = outcome, jobs, board, launch
+        self.processes: dict[Run, Training] = {}
         self.deaths: dict[Run, int] = {}
 
     def start(self) -> None:
         """Fill the free places; a run in whose directory another process trains has to wait for it."""
-        waiting = self.outcome.waiting
-        while len(self.processes) < self.jobs:
-            run = next((run for run in waiting if not is_being_written(run.directory)), None)
-            if run is None:
+        for run in list(self.outcome.waiting):
+            if len(self.processes) >= self.jobs:
                 return
-            waiting.remove(run)
+            if is_being_written(run.directory):
+                continue
             if run.finished:  # by another process
+                self.outcome.waiting.remove(run)
                 self.outcome.finished.append(run)
                 continue
-            self.processes[run] = _launch(run, self.program)
+            training = self.launch(run, len(self.outcome.waiting))
+            if training is None:
+                return
+            self.processes[run] = training
+            self.outcome.waiting.remove(run)
             self.outcome.running.append(run)
             self.board.note(f"start     {run.name}")
 
     def reap(self) -> None:
         for run, process in list(self.processes.items()):
-            if process.poll() is None:
+            lost = None
+            try:
+                code = process.poll()
+            except Lost as error:
+                code, lost = -signal.SIGKILL, error
+            if code is None:
                 continue
             del self.processes[run]
             self.outcome.running.remove(run)
@@ -170,8 +208,11 @@ class _Trainings:
                 self.board.note(f"finished  {run.name}  {_reached(run)}")
             elif is_being_written(run.directory):  # somebody else was there first
                 self.outcome.waiting.append(run)
+            elif lost is not None:
+                self.outcome.waiting.insert(0, run)
+                self.board.note(f"lost      {run.name}  {lost}; it goes on elsewhere")
             else:
-                self._died(run, process.returncode)
+                self._died(run, code)
 
     def _died(self, run: Run, code: int) -> None:
         self.deaths[run] = self.deaths.get(run, 0) + 1
@@ -200,40 +241,6 @@ class _Trainings:
             self.outcome.waiting[:0] = self.processes
             self.outcome.running.clear()
             self.processes.clear()
-
-
-def _launch(run: Run, program: Sequence[str]) -> subprocess.Popen[bytes]:
-    """A session of its own keeps the terminal's Ctrl-C away from it: the runner passes it on."""
-    run.log.parent.mkdir(parents=True, exist_ok=True)
-    command = [*program, *run.words]
-    with run.log.open("a", encoding="utf-8") as log:
-        log.write(f"$ mbrl {' '.join(run.words)}\n")
-        log.flush()
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-            preexec_fn=_end_with(os.getpid()) if _LIBC is not None else None,
-        )
-
-
-_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
-
-
-def _end_with(parent: int) -> Any:
-    """For the child: SIGTERM, at which a training saves, as soon as the parent is gone."""
-
-    def prepare() -> None:
-        assert _LIBC is not None
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:  # gone before the line above
-            os._exit(1)
-
-    return prepare
 
 
 def describe_exit(code: int) -> str:

@@ -12,7 +12,6 @@ import os
 import platform
 import resource
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from typing import Any, Literal
 
 import torch
 
+from mbrl.commit import git_commit
 from mbrl.errors import UserError
 
 RunState = Literal["running", "finished", "interrupted", "failed"]
@@ -66,21 +66,6 @@ def command_line() -> str:
     """How this process was started, without where on this machine its program lies."""
     name = Path(sys.argv[0]).name
     return shlex.join(["mbrl" if name == "main.py" else name, *sys.argv[1:]])
-
-
-def git_commit() -> str | None:
-    """The commit of the code, with a + where files differ from it; None outside a checkout."""
-    here = Path(__file__).parent
-
-    def ask(*command: str) -> str:
-        answer = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=5, check=True)
-        return answer.stdout.strip()
-
-    try:
-        commit = ask("git", "rev-parse", "--short=12", "HEAD")
-        return commit + ("+" if ask("git", "status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -16,7 +16,7 @@ import yaml
 
 import envs
 from agents import AGENTS, agent_class
-from benchmarks import collect, suites
+from benchmarks import cluster, collect, suites
 from benchmarks.board import Screen, describe
 from benchmarks.report import Failed, write_report
 from benchmarks.runner import Outcome, Paces, Run, execute, makespan, position
@@ -26,6 +26,8 @@ from mbrl.screen import duration
 from mbrl.spaces import ActionSpec
 from scripts.options import presets_of, read_count
 
+JOBS = 2
+"""Runs at a time, without a cluster."""
 EPISODES = 20
 """Of every evaluation, in each mode."""
 STORED = Path(suites.__file__).parent / "results"
@@ -37,10 +39,9 @@ def main(argv: list[str]) -> int:
     check_same(runs)
     paces = known_paces(options.runs_dir)
     if options.dry_run:
-        show_plan(runs, options.jobs, paces)
+        show_plan(runs, options.jobs or JOBS, paces)
         return 0
-    with Screen(options.jobs, paces) as screen:
-        outcome = execute(runs, options.jobs, screen)
+    outcome = carry_out(runs, options, paces)
     print(describe(outcome))
     if outcome.signal is not None:
         print("interrupted; everything is saved, and the same command continues")
@@ -52,6 +53,18 @@ def main(argv: list[str]) -> int:
     return outcome.exit_code
 
 
+def carry_out(runs: Sequence[Run], options: argparse.Namespace, paces: Paces) -> Outcome:
+    """By processes here, or by those of a cluster."""
+    if options.cluster is None:
+        jobs = options.jobs or JOBS
+        with Screen(jobs, paces) as screen:
+            return execute(runs, jobs, screen)
+    with cluster.Cluster(options.cluster, options.gpus_per_run) as found:
+        jobs = options.jobs or max(1, found.room())
+        with Screen(jobs, paces) as screen:
+            return cluster.execute(runs, options.jobs, screen, found)
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="mbrl benchmark", description=__doc__.split("\n")[0])
     known = ", ".join(suites.SUITES)
@@ -60,7 +73,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--agents", type=names, default=["dreamer", "random"], help="the one to judge, comparators (dreamer,random)"
     )
     parser.add_argument("--seeds", type=seeds, default=[0, 1, 2], help="how many, as 3, or which, as 10,11,12 (3)")
-    parser.add_argument("--jobs", type=positive, default=2, help="runs at a time, one thread each (2)")
+    parser.add_argument(
+        "--jobs", type=positive, help=f"runs at a time, one thread each ({JOBS}; with --cluster all there is room for)"
+    )
+    parser.add_argument(
+        "--cluster", metavar="ADDRESS", help="train on an existing Ray cluster: HOST:6379 (on a node of it) or ray://HOST:10001"
+    )
+    parser.add_argument(
+        "--gpus-per-run", type=gpus, metavar="GPUS", help="of the cluster, as 1 or 0.25 (0: no run sees any)"
+    )
     parser.add_argument("--steps", type=count, metavar="STEPS", help="of each run, as 100k (the suite's)")
     parser.add_argument("--preset", help="of the agents that have it: laptop, reference, debug (each agent's first)")
     parser.add_argument("--only", default="", metavar="TEXT", help="runs with every word of TEXT in 'ENV AGENT seedK'")
@@ -68,6 +89,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--report", type=Path, metavar="DIR", help="where the report goes (RUNS_DIR/report)")
     parser.add_argument("--dry-run", action="store_true", help="print the runs and the predicted hours only")
     options = parser.parse_args(argv)
+    if options.gpus_per_run is not None and options.cluster is None:
+        parser.error("--gpus-per-run needs --cluster; without it every run chooses a device itself")
+    options.gpus_per_run = options.gpus_per_run or 0.0
     options.suite = suites.find(options.suite)
     if options.steps is not None:
         options.suite = options.suite.until(options.steps)
@@ -92,6 +116,17 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
     return int(text)
+
+
+def gpus(text: str) -> float:
+    """A whole number, or a share of one GPU: Ray gives out nothing in between."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not (0 <= number < 1 or number.is_integer()):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of GPUs, as 1, or a part of one, as 0.25")
+    return number
 
 
 def count(text: str) -> int:
