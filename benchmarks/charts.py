@@ -274,8 +274,11 @@ def _draw_task(panel: Axes, summary: Summary, task: Task, colours: Colours, axis
     for agent in summary.agents:
         if agent in task.curves:
             curves, x = task.curves[agent], axis.of(task.curves[agent])
-            intervals = [statistics.interval_of_mean(scores, replicates=REPLICATES) for scores in curves.returns.T]
-            _line(panel, summary, agent, colours, x, *_bounds(intervals))
+            known = np.isfinite(x)
+            found = curves.returns[:, known].T
+            intervals = [statistics.interval_of_mean(scores, replicates=REPLICATES) for scores in found]
+            if intervals:
+                _line(panel, summary, agent, colours, x[known], *_bounds(intervals))
     if axis is ARITHMETIC:
         panel.set_xscale("log")
     elif axis is CLOCK:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from benchmarks.charts import Chart, Colours, legend_below, new_panel
 from benchmarks.collect import Entry
 from benchmarks.statistics import interval_of_mean
-from benchmarks.summary import write_steps
 from benchmarks.tables import Table
 from mbrl.quality import COVERAGE, DREAMS
 from mbrl.screen import number
@@ -59,27 +58,25 @@ def _table(agent: str, tasks: Judged) -> Table:
         gap, true = (curve(runs, name)[:, -1] for name in ("exploitation_gap", "true_return"))
         rows.append((
             env,
-            write_steps(max(run["step"] for run in runs)),
             " / ".join(_mean(runs, "error", k) for k in at),
-            " / ".join(_mean(runs, "reward_error", k) for k in at),
+            _mean(runs, "reward_error", end),
             _mean(runs, "coverage", end),
-            _mean(runs, "reward_coverage", end),
             _single(runs, "continue_accuracy"),
             _single(runs, "ends_foreseen"),
             number(float(true.mean())),
             str(interval_of_mean(gap)),
         ))  # fmt: skip
     header = (
-        "task", "at step", "error", "reward error", "coverage", "reward coverage", "continue", "ends foreseen",
-        "true return", "exploitation gap",
+        "task", "error", "reward error", "coverage", "continue", "ends foreseen", "true return",
+        "exploitation gap",
     )  # fmt: skip
     note = (
-        f"The agent dreams {end} steps, then does in the environment, from the same state, what it did in the dream; "
-        f"means over seeds. Errors: mean absolute, after {', '.join(map(str, at))} steps, of observations in the "
-        f"networks' units (images in [0, 1]). Coverage: how often the truth lies within the range of {DREAMS} dreams "
-        f"of the last step; calibrated is {COVERAGE:.2f}, less is overconfident. Continue: how often it is right that "
-        f"the episode goes on or ends. Exploitation gap: the return of the {end} steps that the dream promised, minus "
-        "the true one."
+        f"At the last evaluation the agent dreams {end} steps, then does in the environment, from the same state, what "
+        "it did in the dream; means over seeds. Error: mean absolute, of observations in the networks' units (images in [0, 1]) after "
+        f"{', '.join(map(str, at))} steps; of the reward after the last. Coverage: how often the truth then lies "
+        f"within the range of {DREAMS} dreams; calibrated is {COVERAGE:.2f}, less is overconfident. Continue: how "
+        f"often it is right that the episode goes on or ends. Exploitation gap: the return of the {end} steps that the dream "
+        "promised, minus the true one."
     )
     return Table(f"World model of {agent}", header, rows, note)
 

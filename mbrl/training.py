@@ -443,7 +443,7 @@ class Trainer:
                     quality = self._judge(envs)
             except Interrupted:
                 return
-            self.log.scalars(step, quality)
+            self.log.scalars(step, {"time/updates": progress.updates, **quality})
             for mode, returns in scores.items():
                 self.log.evaluation(step, mode, returns)
             progress.scores = scores
