@@ -72,11 +72,11 @@ def _table(agent: str, tasks: Judged) -> Table:
     )  # fmt: skip
     note = (
         f"At the last evaluation the agent dreams {end} steps, then does in the environment, from the same state, what "
-        "it did in the dream; means over seeds. Error: mean absolute, of observations in the networks' units (images in [0, 1]) after "
-        f"{', '.join(map(str, at))} steps; of the reward after the last. Coverage: how often the truth then lies "
-        f"within the range of {DREAMS} dreams; calibrated is {COVERAGE:.2f}, less is overconfident. Continue: how "
-        f"often it is right that the episode goes on or ends. Exploitation gap: the return of the {end} steps that the dream "
-        "promised, minus the true one."
+        "it did in the dream; means over seeds. Error: mean absolute, of observations in the networks' units (images "
+        f"in [0, 1]) after {', '.join(map(str, at))} steps; of the reward after the last. Coverage: how often the "
+        f"truth then lies within the range of {DREAMS} dreams; calibrated is {COVERAGE:.2f}, less is overconfident. "
+        "Continue: how often it is right that the episode goes on or ends. Exploitation gap: the return of the steps "
+        "that the dream promised, minus the true one."
     )
     return Table(f"World model of {agent}", header, rows, note)
 
