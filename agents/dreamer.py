@@ -57,6 +57,8 @@ class DreamerConfig:
     """Hidden layers of the actor, as wide as the model's heads."""
     critic_layers: int = 3
     """Hidden layers of the critic."""
+    critic_updates: int = 1
+    """Gradient steps of the critic in an update: the first with all else, the others alone, on the same rollouts."""
     lam: float = 0.95
     """Lambda of the returns."""
     entropy: float = 3e-4
@@ -227,14 +229,31 @@ class Dreamer:
         """The gradient step on steps (B, T) after the states ``context`` (B,): new latents (B, T), metrics."""
         self.world_model.encoder.update(steps.obs)
         with self._precision():
-            losses, states, metrics = self.losses(steps, context)
+            losses, states, imagined, metrics = self.losses(steps, context)
         total = torch.stack([value.mean() for value in losses.values()]).sum()
         self.optimiser.zero_grad()
         total.backward()
         self.optimiser.step()
         track(self.slow_critic, self.critic, self.config.slow_rate)
+        for _ in range(self.config.critic_updates - 1):
+            self._fit_critic(imagined)
         metrics |= {f"train/loss/{name}": value.detach().mean() for name, value in losses.items()}
         return self.latents(states), metrics | {"train/loss/total": total.detach()}
+
+    def _fit_critic(self, imagined: Imagined) -> None:
+        """A gradient step of the critic alone on rollouts (N, H+1) that it has learnt from already (eqs. 7 and 8).
+
+        Its targets are its own values, H steps on: with each step what it knows of rewards travels that much further.
+        """
+        features, reward, proceed = (value.detach() for value in (imagined.features, imagined.reward, imagined.proceed))
+        with self._precision():
+            critic = SymexpTwoHot(self.critic(features))
+            returns = lambda_return(reward, proceed, critic.mean.detach(), self.config.lam)
+            loss = (proceed.cumprod(1)[:, :-1] * self._value_loss(critic, features, returns)).mean()
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step(only=CRITIC)
+        track(self.slow_critic, self.critic, self.config.slow_rate)
 
     def _recorded(self) -> Callable[[Steps, State], tuple[State, Metrics]]:
         """``_learn``, on a GPU as a CUDA graph."""
@@ -246,8 +265,8 @@ class Dreamer:
         bfloat16 = self.config.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16) if bfloat16 else nullcontext()
 
-    def losses(self, steps: Steps, context: State) -> tuple[dict[str, Tensor], State, Metrics]:
-        """All losses by name, scaled, not yet averaged; the posterior states (B, T); metrics.
+    def losses(self, steps: Steps, context: State) -> tuple[dict[str, Tensor], State, Imagined, Metrics]:
+        """All losses by name, scaled, not yet averaged; the posterior states (B, T); rollouts from them; metrics.
 
         Args:
             steps: (B, T).
@@ -261,7 +280,7 @@ class Dreamer:
         behaviour_losses, returns, metrics = self._behaviour_losses(imagined, policy)
         replayed = self._replay_value_loss(dynamics.features(states), steps, chosen, returns[:, 0])
         losses |= {**behaviour_losses, "repval": self.config.repval_scale * replayed}
-        return losses, states, metrics
+        return losses, states, imagined, metrics
 
     def _imagine(self, start: State) -> tuple[Imagined, ActionDistribution]:
         """Rollouts (N, H+1) from the start states (N,), and the policy (N, H) that chose their actions.
@@ -387,14 +406,29 @@ class Dreamer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.modules.load_state_dict(state["model"])
         if "optimiser" in state:
-            self.optimiser.load_state_dict(state["optimiser"])
+            self.optimiser.load_state_dict(_with_critic_apart(state["optimiser"], len(list(self.actor.parameters()))))
             self.returns.load_state_dict(state["returns"])
         self.learn = self._recorded()  # a recording knows the old tensors
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        behaviour = [*self.actor.parameters(), *self.critic.parameters()]
-        lr = self.config.behaviour_lr or self.config.lr
-        return [{"params": list(self.world_model.parameters())}, {"params": behaviour, "lr": lr}]
+        """World model, actor, critic."""
+        behaviour = self.config.behaviour_lr or self.config.lr
+        rates = {self.world_model: self.config.lr, self.actor: behaviour, self.critic: behaviour}
+        return [{"params": list(module.parameters()), "lr": rate} for module, rate in rates.items()]
+
+
+CRITIC = 2
+"""Its place among the parameter groups."""
+
+
+def _with_critic_apart(state: dict[str, Any], actor: int) -> dict[str, Any]:
+    """An optimiser's state; earlier checkpoints have actor (so many parameters) and critic in one group."""
+    groups = state["param_groups"]
+    if len(groups) > CRITIC:
+        return state
+    model, behaviour = groups
+    parts = [{**behaviour, "params": part} for part in (behaviour["params"][:actor], behaviour["params"][actor:])]
+    return {**state, "param_groups": [model, *parts]}
 
 
 # ---- presets: functions that return a configuration -------------------------------------------------

@@ -19,8 +19,8 @@ class LaProp(torch.optim.Optimizer):
         mu <- b1 mu + (1 - b1) u;     p <- p - lr_n mu / (1 - b1^n)
 
     lr_n = lr min(1, (n - 1) / warmup): with a warm-up the first update changes nothing. Norms run over
-    whole tensors. Every parameter must have received a gradient. n is a tensor beside the parameters, so
-    that a step needs nothing from the host and can be recorded on a GPU.
+    whole tensors. Every parameter must have received a gradient. n is counted for each group of parameters, in
+    a tensor beside them, so that a step needs nothing from the host and can be recorded on a GPU.
     """
 
     def __init__(
@@ -40,8 +40,9 @@ class LaProp(torch.optim.Optimizer):
                 self.state[p] = {"mu": torch.zeros_like(p), "nu": torch.zeros_like(p)}
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
+    def step(self, closure: None = None, only: int | None = None) -> None:  # type: ignore[override]
+        """``only``: the group to update; the others, which need no gradients, stay as they are."""
+        for group in self.param_groups if only is None else [self.param_groups[only]]:
             params = group["params"]
             grads = [p.grad for p in params]
             count, (beta1, beta2), lr = group["count"].add_(1), group["betas"], group["lr"]

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from agents.dreamer import Dreamer, DreamerConfig, debug
 from agents.random_agent import RandomAgent, RandomConfig
-from mbrl.distributions import Categoricals
+from mbrl.distributions import Categoricals, SymexpTwoHot
 from mbrl.driver import Driver
 from mbrl.dynamics.rssm import RSSMConfig
 from mbrl.errors import UserError
 from mbrl.evaluation import evaluate
-from mbrl.interfaces import Agent
+from mbrl.interfaces import Agent, Imagined
 from mbrl.replay import Replay, ReplayConfig
 from mbrl.world_model import WorldModelConfig
 
@@ -164,7 +164,7 @@ def test_losses_have_their_shapes(action_space: spaces.Space, gradient: str) -> 
     agent = experience.agent
     assert isinstance(agent, Dreamer)
     batch = experience.replay.sample(B, T)
-    losses, states, _ = agent.losses(batch.steps, agent.initial_state(B))
+    losses, states, *_ = agent.losses(batch.steps, agent.initial_state(B))
     shapes = dict.fromkeys(["dyn", "rep", "rew", "con", "rec_image", "rec_state", "rec_mode"], (B, T))
     shapes |= {"policy": (B * T, H), "value": (B * T, H), "repval": (B, T - 1)}
     assert {name: tuple(loss.shape) for name, loss in losses.items()} == shapes
@@ -197,7 +197,7 @@ def test_each_loss_trains_its_own_part(action_space: spaces.Space, gradient: str
         ("repval", {"critic", "world_model"}),
         ("rew", {"world_model"}),
     ]:
-        losses, _, _ = agent.losses(steps, agent.initial_state(B))
+        losses, *_ = agent.losses(steps, agent.initial_state(B))
         assert gradients(agent, losses[name]) == parts, name
 
 
@@ -242,7 +242,7 @@ def test_a_subset_of_the_starts_is_imagined_from() -> None:
     chosen, start = agent._choose_starts(states)
     assert torch.equal(start["deter"], states["deter"].flatten(0, 1)[chosen])
     assert len(set(chosen.tolist())) == 5 and chosen.min() >= 0 and chosen.max() < B * T
-    losses, _, _ = agent.losses(steps, agent.initial_state(B))
+    losses, *_ = agent.losses(steps, agent.initial_state(B))
     assert losses["policy"].shape == (5, H) and losses["repval"].shape == (B, T - 1)
     # Their returns are the bootstrap: they matter to the sequences that they come from, and to no others.
     for _ in range(3):  # a critic that says the same of everything has the same loss whatever the target
@@ -258,6 +258,51 @@ def test_a_subset_of_the_starts_is_imagined_from() -> None:
 
 
 # ---- updates ----------------------------------------------------------------------------------------
+
+
+def test_further_critic_updates_change_the_critic_alone() -> None:
+    once, often = (experienced(critic_updates=k) for k in (1, 4))
+    for experience in (once, often):
+        torch.manual_seed(1)
+        assert isinstance(experience.agent, Dreamer)
+        experience.agent.update(experience.replay)
+    a, b = (dict(experience.agent.modules.named_parameters()) for experience in (once, often))  # type: ignore[attr-defined]
+    changed = {name.split(".")[0] for name in a if not torch.equal(a[name], b[name])}
+    assert changed == {"critic", "slow_critic"}
+    optimiser = often.agent.optimiser  # type: ignore[attr-defined]
+    assert [int(group["count"]) for group in optimiser.param_groups] == [1, 1, 4]
+
+
+def test_critic_updates_carry_a_reward_further_along_a_rollout() -> None:
+    """One rollout whose last step is rewarded: the value of its start grows with each further update."""
+    agent = experienced(horizon=3, lr=1e-2).agent
+    assert isinstance(agent, Dreamer)
+    features = torch.randn(1, 4, agent.world_model.feature_size).repeat(2, 1, 1)
+    rollout = Imagined(features, torch.zeros(2, 4, 1), torch.tensor([[0.0, 0, 0, 9]] * 2), torch.full((2, 4), 0.99))
+    values = []
+    for _ in range(40):
+        agent._fit_critic(rollout)
+        values.append(SymexpTwoHot(agent.critic(features)).mean[0, 0].item())
+    assert values[0] < 0.5 < 5 < values[-1]
+
+
+def test_checkpoints_with_actor_and_critic_in_one_group_can_be_read() -> None:
+    experience = experienced()
+    agent = experience.agent
+    assert isinstance(agent, Dreamer)
+    agent.update(experience.replay)
+    state = agent.state_dict()
+    model, actor, critic = state["optimiser"]["param_groups"]
+    together = {**actor, "params": [*actor["params"], *critic["params"]]}
+    earlier = {**state, "optimiser": {**state["optimiser"], "param_groups": [model, together]}}
+    again = experienced(seed=5).agent
+    again.load_state_dict(copy.deepcopy(earlier))
+    assert isinstance(again, Dreamer)
+    loaded = again.optimiser.state_dict()
+    assert [group["params"] for group in loaded["param_groups"]] == [
+        group["params"] for group in state["optimiser"]["param_groups"]
+    ]
+    assert all(torch.equal(loaded["state"][k]["mu"], state["optimiser"]["state"][k]["mu"]) for k in loaded["state"])
 
 
 @pytest.mark.parametrize("gradient", ["reinforce", "pathwise"])

@@ -148,7 +148,7 @@ def test_bfloat16_changes_losses_and_gradients_a_little(case: str) -> None:
         agent = Dreamer(replace(config, precision=precision), spaces.Dict(observations), action)
         context = agent.world_model.dynamics.initial_state(B)
         with agent._precision():
-            losses, states, _ = agent.losses(random_steps(observations, action, "cpu"), context)
+            losses, states, *_ = agent.losses(random_steps(observations, action, "cpu"), context)
         total = torch.stack([value.mean() for value in losses.values()]).sum()
         total.backward()
         gradients = [parameter.grad for parameter in agent.modules.parameters() if parameter.grad is not None]

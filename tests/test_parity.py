@@ -346,7 +346,7 @@ def test_losses_and_gradients(case: str, double: bool) -> None:
     """Every loss per element and on average, and the gradient of their sum for every tensor."""
     golden = Golden(case, double)
     agent = golden.agent()
-    losses, states, _ = agent.losses(golden.steps(), golden.context())
+    losses, states, *_ = agent.losses(golden.steps(), golden.context())
     losses = {name.removeprefix("rec_"): loss / SCALES.get(name, 1.0) for name, loss in losses.items()}
     assert set(losses) == set(golden.part("lossmean/"))
     errors = {}
