@@ -406,15 +406,20 @@ class Dreamer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.modules.load_state_dict(state["model"])
         if "optimiser" in state:
-            self.optimiser.load_state_dict(_with_critic_apart(state["optimiser"], len(list(self.actor.parameters()))))
+            optimiser = state["optimiser"]
+            if self.config.critic_updates > 1:
+                optimiser = _with_critic_apart(optimiser, len(list(self.actor.parameters())))
+            self.optimiser.load_state_dict(optimiser)
             self.returns.load_state_dict(state["returns"])
         self.learn = self._recorded()  # a recording knows the old tensors
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        """World model, actor, critic."""
-        behaviour = self.config.behaviour_lr or self.config.lr
-        rates = {self.world_model: self.config.lr, self.actor: behaviour, self.critic: behaviour}
-        return [{"params": list(module.parameters()), "lr": rate} for module, rate in rates.items()]
+        """World model and behaviour; the critic apart where it takes steps of its own."""
+        actor, critic = list(self.actor.parameters()), list(self.critic.parameters())
+        behaviour = [[*actor, *critic]] if self.config.critic_updates == 1 else [actor, critic]
+        lr = self.config.behaviour_lr or self.config.lr
+        model: dict[str, Any] = {"params": list(self.world_model.parameters())}
+        return [model, *({"params": params, "lr": lr} for params in behaviour)]
 
 
 CRITIC = 2
@@ -422,7 +427,7 @@ CRITIC = 2
 
 
 def _with_critic_apart(state: dict[str, Any], actor: int) -> dict[str, Any]:
-    """An optimiser's state; earlier checkpoints have actor (so many parameters) and critic in one group."""
+    """An optimiser's state, also of a run that has actor (so many parameters) and critic in one group."""
     groups = state["param_groups"]
     if len(groups) > CRITIC:
         return state
@@ -492,5 +497,6 @@ def debug() -> Preset:
         eval_episodes=2,
         final_episodes=2,
         eval_limit=200,
+        eval_probes=10,
     )
     return Preset(agent, training)

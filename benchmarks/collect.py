@@ -48,7 +48,8 @@ def read_entry(run: Path) -> Entry | None:
         if "time/updates" in line:
             updates[line["step"]] = int(line["time/updates"])
         if "model/probes" in line:
-            quality.append({name.removeprefix("model/"): value for name, value in line.items()})
+            known = {name: value for name, value in line.items() if name == "step" or name.startswith("model/")}
+            quality.append({name.removeprefix("model/"): value for name, value in known.items()})
     for line in read_lines(run / "scores.jsonl"):
         if "mode" in line:
             evaluations.append({**line, "updates": updates.get(line["step"])})

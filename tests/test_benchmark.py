@@ -195,8 +195,13 @@ def test_the_board_shows_every_run_that_trains(tmp_path: Path, monkeypatch: pyte
 
 
 def test_dry_run_prints_commands_and_hours_and_runs_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stored = tmp_path / "results/timed"
+    stored.mkdir(parents=True)
+    timed = [{**row, "preset": "laptop"} for row in rows_of("dreamer", WALK, FAST[0])]
+    collect.write_scores(stored / "scores.csv", timed)
+    monkeypatch.setattr(benchmark, "STORED", stored.parent)
     line = ["benchmark", "CartPole-v1,Pendulum-v1", "--agents", "dreamer,random", "--seeds", "2", "--dry-run"]
     assert main([*line, "--steps", "50k", "--runs-dir", str(tmp_path / "runs")]) == 0
     out = capsys.readouterr().out
@@ -279,7 +284,8 @@ def make_run(directory: Path, **status: Any) -> Path:
         {"step": 100, "mode": "sample", "mean": 10.0, "std": 0.0, "episodes": 2, "returns": [10, 10], "wall": 4.6},
     ]
     (directory / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in scores))
-    (directory / "metrics.jsonl").write_text('{"step": 100, "time/updates": 25}\n{"step": 100, "model/probes": 7}\n')
+    metrics = [{"step": 100, "time/updates": 25}, {"step": 100, "model/probes": 7, "time/x": 1}]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
     return directory
 
 
