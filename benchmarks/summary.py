@@ -299,7 +299,7 @@ def times(ratio: StepsRatio) -> str:
         return "neither reached it"
     value, low, high, bound = ratio.value, ratio.low, ratio.high, ratio.censored
     word = "times fewer"
-    if value < 1 or (bound == "at most" and value < 1.05):  # "at most 1.0 times fewer" hides who is ahead
+    if value < 1 or (bound == "at most" and value == 1):  # "at most 1.0 times fewer" hides who is ahead
         value, low, high = 1 / value, 1 / high if high else math.inf, 1 / low if low else math.inf
         bound, word = {"at least": "at most", "at most": "at least"}.get(bound, bound), "times more"
     prefix = f"{bound} " if bound in ("at least", "at most") else ""
