@@ -40,13 +40,13 @@ try:
     from stable_baselines3.common.noise import NormalActionNoise
     from stable_baselines3.common.save_util import recursive_getattr
     from stable_baselines3.common.vec_env import VecEnv, VecNormalize
-
-    from agents.sb3_bridge import Array, Environments, Leave, Memory
 except ImportError as error:
     raise UserError(
         f"the model-free baselines need Stable-Baselines3 and sb3-contrib, and {error}; install them with: "
         "pip install -c constraints.txt -e '.[baselines]'"
     ) from error
+
+from agents.sb3_bridge import Array, Environments, Leave, Memory  # needs them too
 
 SMALLEST_PICTURE = 36
 """Pixels of a side that the convolutions of Stable-Baselines3's CnnPolicy need."""
