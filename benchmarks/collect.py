@@ -17,7 +17,8 @@ import yaml
 
 from mbrl.errors import UserError
 from mbrl.logger import read_lines
-from mbrl.run import read_status
+from mbrl.run import read_status, write_atomically
+from scripts.options import run_directory
 
 Row = dict[str, Any]
 Entry = dict[str, Any]
@@ -87,6 +88,31 @@ def write(directory: Path, entries: Sequence[Entry], earlier: Sequence[Row] = ()
     write_scores(directory / "scores.csv", rows)
     (directory / "runs.json").write_text(json.dumps(entries, indent=1, default=str) + "\n", encoding="utf-8")
     return rows
+
+
+def restore(entries: Iterable[Entry], runs_dir: Path) -> list[Path]:
+    """Lay finished runs out as directories again: they say what they scored, but have no checkpoint to go on from.
+
+    Returns:
+        The directories that were written; one that is there already is left as it is.
+    """
+    written = []
+    for entry in entries:
+        run = run_directory(runs_dir, entry["env"], entry["agent"], entry["seed"])
+        if run.exists() or entry["status"].get("state") != "finished":
+            continue
+        run.mkdir(parents=True)
+        quality = [{"step" if name == "step" else f"model/{name}": value for name, value in line.items()}
+                   for line in entry.get("quality", ())]  # fmt: skip
+        updates = {line["step"]: line["updates"] for line in entry["evaluations"] if line.get("updates") is not None}
+        metrics = [*({"step": step, "time/updates": number} for step, number in updates.items()), *quality]
+        scores = [{name: value for name, value in line.items() if name != "updates"} for line in entry["evaluations"]]
+        for name, lines in (("metrics.jsonl", metrics), ("scores.jsonl", scores)):
+            (run / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        (run / "config.yaml").write_text(yaml.safe_dump(entry["config"], sort_keys=False), encoding="utf-8")
+        write_atomically(run / "status.json", json.dumps(entry["status"], indent=1))
+        written.append(run)
+    return written
 
 
 def write_scores(path: Path, rows: Sequence[Row]) -> None:

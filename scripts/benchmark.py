@@ -36,6 +36,7 @@ STORED = Path(suites.__file__).parent / "results"
 def main(argv: list[str]) -> int:
     options = parse(argv)
     runs = plan(options)
+    stored = take_stored(options.stored, runs, options.runs_dir) if options.stored else []
     check_same(runs)
     paces = known_paces(options.runs_dir)
     if options.dry_run:
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
     for failure in outcome.failed:
         print(f"\nfailed: {failure.run.name} (exit code {failure.exit_code}), {failure.run.log}", file=sys.stderr)
         print("".join(f"  {line}\n" for line in failure.log), end="", file=sys.stderr)
-    report(outcome, options)
+    report(outcome, options, stored)
     return outcome.exit_code
 
 
@@ -87,6 +88,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="TEXT", help="runs with every word of TEXT in 'ENV AGENT seedK'")
     parser.add_argument("--runs-dir", type=Path, metavar="DIR", help="where runs are (runs/SUITE)")
     parser.add_argument("--report", type=Path, metavar="DIR", help="where the report goes (RUNS_DIR/report)")
+    parser.add_argument(
+        "--stored", type=Path, metavar="DIR", help="where finished runs are stored (scores.csv, runs.json), to be taken"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the runs and the predicted hours only")
     options = parser.parse_args(argv)
     if options.gpus_per_run is not None and options.cluster is None:
@@ -213,6 +217,24 @@ def check_same(runs: Sequence[Run]) -> None:
             )
 
 
+def take_stored(directory: Path, runs: Sequence[Run], runs_dir: Path) -> list[collect.Row]:
+    """Lay out those of the runs that are stored in a directory, finished and of the same preset; its rows.
+
+    Raises:
+        UserError: nothing is stored there.
+    """
+    rows, entries = collect.read(directory)
+    same = {(run.env, run.agent, run.seed, run.preset) for run in runs}
+    found = [entry for entry in entries if _key(entry) in same and entry["status"].get("step", 0) >= runs[0].steps]
+    written = collect.restore(found, runs_dir)
+    print(f"{len(found)} of {len(runs)} runs are stored in {directory}; {len(written)} of them were not here yet")
+    return rows
+
+
+def _key(entry: collect.Entry) -> tuple[str, str, int, str]:
+    return (entry["env"], entry["agent"], entry["seed"], entry["config"].get("preset"))
+
+
 # ---- how long it takes ---------------------------------------------------------------------------
 
 
@@ -258,12 +280,13 @@ def show_plan(runs: Sequence[Run], jobs: int, paces: Paces) -> None:
 # ---- what came out -------------------------------------------------------------------------------
 
 
-def report(outcome: Outcome, options: argparse.Namespace) -> None:
+def report(outcome: Outcome, options: argparse.Namespace, stored: Sequence[collect.Row]) -> None:
     """All seeds of these agents and tasks that are there, also those of earlier commands."""
     there = collect.read_entries(options.runs_dir)
     entries = [run for run in there if run["env"] in options.suite.envs and run["agent"] in options.agents]
-    earlier = options.report / "scores.csv"
-    rows = collect.write(options.report, entries, collect.read_scores(earlier) if earlier.exists() else [])
+    path = options.report / "scores.csv"
+    earlier = [*stored, *(collect.read_scores(path) if path.exists() else [])]
+    rows = collect.write(options.report, entries, earlier)
     if not rows:
         print(f"no run was evaluated, so there is no report; the logs are in {options.runs_dir / 'logs'}")
         return

@@ -302,6 +302,31 @@ def test_scores_are_collected_and_read_again(tmp_path: Path) -> None:
     assert entries[0]["evaluations"][0]["returns"] == [19, 22] and entries[0]["quality"] == [{"step": 100, "probes": 7}]
 
 
+def test_stored_runs_are_laid_out_again(tmp_path: Path) -> None:
+    make_run(tmp_path / "one/CartPole-v1/dreamer/seed3", peak_memory_mb=321.5)
+    make_run(tmp_path / "one/Other-v1/dreamer/seed3", state="interrupted")
+    entries = collect.read_entries(tmp_path / "one")
+    [run] = collect.restore(entries, tmp_path / "two")
+    assert run == tmp_path / "two/CartPole-v1/dreamer/seed3"
+    assert [entry for entry in entries if entry["status"]["state"] == "finished"] == collect.read_entries(run)
+    assert collect.restore(entries, tmp_path / "two") == [], "what is there is left alone"
+
+
+def test_a_benchmark_takes_what_is_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["benchmark", "CartPole-v1", "--agents", "random", "--seeds", "1", "--steps", "300"]
+    assert main([*line, "--runs-dir", str(tmp_path / "one")]) == 0
+    stored = tmp_path / "one/report"
+    capsys.readouterr()
+    again = [*line, "--runs-dir", str(tmp_path / "two"), "--stored", str(stored)]
+    assert main(again) == 0
+    out = capsys.readouterr().out
+    assert "1 of 1 runs are stored" in out and "1 of 1 runs were finished already" in out
+    assert (tmp_path / "two/report/scores.csv").read_bytes() == (stored / "scores.csv").read_bytes()
+    longer = [*again[:6], "--steps", "600", "--runs-dir", str(tmp_path / "three"), "--stored", str(stored), "--dry-run"]
+    assert main(longer) == 0 and "0 of 1 runs are stored" in capsys.readouterr().out
+    assert "no run is in" in refused(capsys, *line, "--stored", str(tmp_path / "nowhere"))
+
+
 def test_scores_keep_the_commit_that_made_them(tmp_path: Path) -> None:
     entries = collect.read_entries(make_run(tmp_path / "run", git="new"))
     earlier = collect.rows_of(collect.read_entries(tmp_path))
