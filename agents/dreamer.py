@@ -21,8 +21,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from agents.action_values import ActionValueConfig, ActionValues
 from mbrl.cuda_graph import CudaGraph
-from mbrl.distributions import ActionDistribution, Both, BoundedNormal, OneHotChoice, SymexpTwoHot, two_hot
+from mbrl.distributions import ActionDistribution, Both, BoundedNormal, OneHotChoice, Policy, SymexpTwoHot, two_hot
 from mbrl.dynamics.rssm import RSSMConfig
 from mbrl.errors import UserError
 from mbrl.interfaces import Imagined, State
@@ -52,7 +53,11 @@ class DreamerConfig:
     starts: int | None = None
     """N: imagined rollouts, from states drawn among the B T replayed ones; None: from all of them."""
     actor_gradient: str = "reinforce"
-    """"reinforce", or "pathwise": through the imagined dynamics (where all actions are continuous)."""
+    """"reinforce"; where all actions are continuous also "pathwise", through the imagined dynamics; where there are
+    no pictures either also "action_values", at imagined states: a critic of actions, learnt from replayed rewards, then
+    takes the place of the one below. Where one cannot be, the one before it is taken."""
+    action_values: ActionValueConfig = field(default_factory=ActionValueConfig)
+    """Actor and critics where that is "action_values"; of what follows they share noise and learning of the model."""
     actor_layers: int = 3
     """Hidden layers of the actor, as wide as the model's heads."""
     critic_layers: int = 3
@@ -146,20 +151,19 @@ class Dreamer:
         self.config, self.device = config, torch.device(device)
         self.space: spaces.Dict = check_observation_space(observation_space)
         self.spec = ActionSpec.of(action_space)
-        if config.actor_gradient not in ("reinforce", "pathwise"):
-            raise UserError(f"actor_gradient {config.actor_gradient!r} is unknown; use 'reinforce' or 'pathwise'")
-        self.pathwise = config.actor_gradient == "pathwise" and not self.spec.choices
+        if config.actor_gradient not in ("reinforce", "pathwise", "action_values"):
+            raise UserError(
+                f"actor_gradient {config.actor_gradient!r} is unknown; use 'reinforce', 'pathwise' or 'action_values'"
+            )
         if config.precision not in ("float32", "bfloat16"):
             raise UserError(f"precision {config.precision!r} is unknown; use 'float32' or 'bfloat16'")
         model = config.model
-        self.world_model = WorldModel(model, self.space, self.spec.size)
-        features = self.world_model.feature_size
-        self.actor = Actor(features, self.spec, model.units, config.actor_layers, model.norm, config.min_std)
-        self.critic = TwoHotHead(features, model.bins, model.units, config.critic_layers, model.norm)
-        self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        modules = {"world_model": self.world_model, "actor": self.actor}
-        modules |= {"critic": self.critic, "slow_critic": self.slow_critic}
-        self.modules = nn.ModuleDict(modules).to(self.device)
+        self.world_model = WorldModel(model, self.space, self.spec.size).to(self.device)
+        self.pathwise = config.actor_gradient != "reinforce" and not self.spec.choices
+        self.action_values: ActionValues | None = None
+        if config.actor_gradient == "action_values" and self.pathwise and not self.world_model.encoder.images:
+            self.action_values = ActionValues(config.action_values, self.world_model, self.spec.size, self.device)
+        self.modules = nn.ModuleDict({"world_model": self.world_model, **self._behaviour()}).to(self.device)
         self.optimiser = LaProp(self._parameter_groups(), lr=config.lr, agc=config.agc, warmup=config.warmup)
         self.returns = ReturnScale(config.return_rate, config.return_minimum, config.return_debias, self.device)
         self.learn = self._recorded()
@@ -167,6 +171,16 @@ class Dreamer:
         """Steps a replay must hold before the first update."""
         self.last_batch: Batch | None = None
         """What the last update learnt from; kept for a post-mortem."""
+
+    def _behaviour(self) -> dict[str, nn.Module]:
+        """Actor and critics."""
+        if self.action_values is not None:
+            return self.action_values.modules()
+        config, model, features = self.config, self.config.model, self.world_model.feature_size
+        self.actor = Actor(features, self.spec, model.units, config.actor_layers, model.norm, config.min_std)
+        self.critic = TwoHotHead(features, model.bins, model.units, config.critic_layers, model.norm)
+        self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        return {"actor": self.actor, "critic": self.critic, "slow_critic": self.slow_critic}
 
     # ---- acting --------------------------------------------------------------------------------
 
@@ -179,7 +193,10 @@ class Dreamer:
         """Filter the step (N,), then sample the policy, or take its mode."""
         step, noise = step.to(self.device), state["noise"]
         state = self.world_model.observe(step, state)
-        policy = self.actor(self.world_model.dynamics.features(state))
+        if self.action_values is not None:
+            policy: Policy = self.action_values.policy(step.obs, state)
+        else:
+            policy = self.actor(self.world_model.dynamics.features(state))
         if not explore:
             action = policy.mode
         elif isinstance(policy, OneHotChoice):
@@ -188,6 +205,13 @@ class Dreamer:
             noise = self._explore(noise, step.is_first)
             action = policy.sample(noise)
         return action.cpu(), {**state, "noise": noise}
+
+    def policy(self, features: Tensor) -> Policy:
+        """Features (..., F) of a dream -> what the agent would do there."""
+        if self.action_values is not None:
+            return self.action_values.dreamt_policy(features)
+        policy: ActionDistribution = self.actor(features)
+        return policy
 
     def _explore(self, noise: Tensor, is_first: Tensor) -> Tensor:
         """The next value of an autoregressive process of unit variance, for each continuous dimension.
@@ -223,7 +247,13 @@ class Dreamer:
         latents, metrics = self.learn(steps, context)
         env, time = batch.index
         replay.write_latents((env, time[:, 1:]), latents)
-        return dict(metrics)
+        return dict(metrics) if self.action_values is None else self._with_action_values(metrics, replay)
+
+    def _with_action_values(self, metrics: Metrics, replay: Replay) -> Metrics:
+        assert self.action_values is not None
+        metrics = {**metrics, **self.action_values.update(replay, self._restore)}
+        losses = (metrics[f"train/loss/{name}"] for name in ("total", "value", "policy"))
+        return {**metrics, "train/loss/total": sum(losses)}
 
     def _learn(self, steps: Steps, context: State) -> tuple[State, Metrics]:
         """The gradient step on steps (B, T) after the states ``context`` (B,): new latents (B, T), metrics."""
@@ -234,9 +264,10 @@ class Dreamer:
         self.optimiser.zero_grad()
         total.backward()
         self.optimiser.step()
-        track(self.slow_critic, self.critic, self.config.slow_rate)
-        for _ in range(self.config.critic_updates - 1):
-            self._fit_critic(imagined)
+        if imagined is not None:
+            track(self.slow_critic, self.critic, self.config.slow_rate)
+            for _ in range(self.config.critic_updates - 1):
+                self._fit_critic(imagined)
         metrics |= {f"train/loss/{name}": value.detach().mean() for name, value in losses.items()}
         return self.latents(states), metrics | {"train/loss/total": total.detach()}
 
@@ -265,8 +296,10 @@ class Dreamer:
         bfloat16 = self.config.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16) if bfloat16 else nullcontext()
 
-    def losses(self, steps: Steps, context: State) -> tuple[dict[str, Tensor], State, Imagined, Metrics]:
+    def losses(self, steps: Steps, context: State) -> tuple[dict[str, Tensor], State, Imagined | None, Metrics]:
         """All losses by name, scaled, not yet averaged; the posterior states (B, T); rollouts from them; metrics.
+
+        With action values those of the world model alone, and no rollouts.
 
         Args:
             steps: (B, T).
@@ -274,6 +307,8 @@ class Dreamer:
         """
         dynamics = self.world_model.dynamics
         losses, states = self.world_model.loss(steps, context)  # (B, T)
+        if self.action_values is not None:
+            return losses, states, None, {}
 
         chosen, start = self._choose_starts(states)  # (N,) among the B T states
         imagined, policy = self._imagine(start)  # (N, H+1), (N, H)
@@ -401,24 +436,29 @@ class Dreamer:
 
     def state_dict(self) -> dict[str, Any]:
         optimiser = self.optimiser.state_dict()
-        return {"model": self.modules.state_dict(), "optimiser": optimiser, "returns": self.returns.state_dict()}
+        state = {"model": self.modules.state_dict(), "optimiser": optimiser, "returns": self.returns.state_dict()}
+        return state if self.action_values is None else {**state, "action_values": self.action_values.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.modules.load_state_dict(state["model"])
         if "optimiser" in state:
             optimiser = state["optimiser"]
-            if self.config.critic_updates > 1:
+            if self.action_values is not None:
+                self.action_values.load_state_dict(state["action_values"])
+            elif self.config.critic_updates > 1:
                 optimiser = _with_critic_apart(optimiser, len(list(self.actor.parameters())))
             self.optimiser.load_state_dict(optimiser)
             self.returns.load_state_dict(state["returns"])
         self.learn = self._recorded()  # a recording knows the old tensors
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        """World model and behaviour; the critic apart where it takes steps of its own."""
+        """World model and behaviour; the critic apart where it takes steps of its own. Action values are not here."""
+        model: dict[str, Any] = {"params": list(self.world_model.parameters())}
+        if self.action_values is not None:
+            return [model]
         actor, critic = list(self.actor.parameters()), list(self.critic.parameters())
         behaviour = [[*actor, *critic]] if self.config.critic_updates == 1 else [actor, critic]
         lr = self.config.behaviour_lr or self.config.lr
-        model: dict[str, Any] = {"params": list(self.world_model.parameters())}
         return [model, *({"params": params, "lr": lr} for params in behaviour)]
 
 
@@ -462,8 +502,9 @@ def laptop() -> Preset:
     """What learns most per hour on two CPU cores, as far as we have measured (benchmarks/EFFICIENCY.md).
 
     Against ``reference``: small and short batches, few and short rollouts, learning rates 10 to 25 times
-    higher, a critic that takes four steps where the rest takes one, normalised vectors, a discount over 100
-    decisions; for continuous actions pathwise gradients and strong exploration by correlated noise.
+    higher, normalised vectors, a discount over 100 decisions. Where all actions are continuous, correlated noise to
+    explore by, and action values learnt from replayed rewards (agents/action_values.py), or, from pictures, pathwise
+    gradients. Where they are not, a critic that takes four steps where the rest takes one.
     """
     rssm = RSSMConfig(deter=256, hidden=64, free_nats=0.3)
     agent = DreamerConfig(
@@ -471,7 +512,7 @@ def laptop() -> Preset:
         batch_length=16,
         horizon=5,
         starts=128,
-        actor_gradient="pathwise",
+        actor_gradient="action_values",
         actor_layers=2,
         critic_layers=2,
         critic_updates=4,
@@ -482,7 +523,7 @@ def laptop() -> Preset:
         behaviour_lr=5e-4,
         warmup=100,
     )
-    return Preset(agent, TrainConfig(random_prefill=False))
+    return Preset(agent, TrainConfig(prefill=500, random_prefill=False))
 
 
 def debug() -> Preset:

@@ -159,6 +159,43 @@ class BoundedNormal:
         return (torch.log(self.std) + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
+class SquashedNormal:
+    """The tanh of independent normals (Haarnoja et al., "Soft actor-critic", 2018, appendix C).
+
+    Args:
+        raw_mean, raw_std: (..., A).
+        min_std, max_std: bounds of the deviation before the tanh; it lies between them on a logarithmic scale.
+    """
+
+    def __init__(self, raw_mean: Tensor, raw_std: Tensor, min_std: float = 0.02, max_std: float = 1.0):
+        self.raw_mean = raw_mean
+        low, high = math.log(min_std), math.log(max_std)
+        self.log_std = low + (high - low) * torch.sigmoid(raw_std + 3.0)
+
+    @property
+    def mode(self) -> Tensor:
+        return torch.tanh(self.raw_mean)
+
+    def sample(self, noise: Tensor | None = None) -> Tensor:
+        """(..., A): reparameterised; ``noise`` (..., A) of unit variance."""
+        return torch.tanh(self._before(self._noise(noise)))
+
+    def sample_with_log_prob(self) -> tuple[Tensor, Tensor]:
+        """An action (..., A) and its log density (...), which the action alone does not tell: the tanh may saturate."""
+        noise = self._noise(None)
+        raw = self._before(noise)
+        normal = -0.5 * noise.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        slope = 2 * (math.log(2) - raw - F.softplus(-2 * raw))  # ln(1 - tanh(raw)^2)
+        return torch.tanh(raw), (normal - slope).sum(-1)
+
+    def _noise(self, noise: Tensor | None) -> Tensor:
+        return torch.randn_like(self.raw_mean) if noise is None else noise
+
+    def _before(self, noise: Tensor) -> Tensor:
+        """Before the tanh."""
+        return self.raw_mean + self.log_std.exp() * noise
+
+
 class OneHotChoice:
     """Independent discrete choices as one-hot vectors side by side.
 
@@ -210,6 +247,9 @@ class Both:
 
 
 ActionDistribution = BoundedNormal | OneHotChoice | Both
+"""What knows the probability of any action, and its entropy."""
+Policy = ActionDistribution | SquashedNormal
+"""What can be sampled, and has a mode."""
 
 
 def bernoulli_loss(logit: Tensor, target: Tensor) -> Tensor:

@@ -106,6 +106,40 @@ class BlockLinear(nn.Module):
         return y.transpose(0, 1).reshape(*x.shape[:-1], -1).to(x.dtype)
 
 
+class EnsembleLinear(nn.Module):
+    """K linear layers side by side: (K, n, in), or one (n, in) for all, -> (K, n, out)."""
+
+    def __init__(self, members: int, inputs: int, outputs: int, scale: float = 1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(members, inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(members, 1, outputs))
+        initialise(self.weight, inputs, scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.expand(len(self.weight), *x.shape[-2:])
+        return torch.baddbmm(self.bias, x, self.weight).to(x.dtype)
+
+
+class ResidualEnsemble(nn.Module):
+    """K networks side by side: (n, in) -> (K, n, out). A layer, a residual block, a norm, then the output.
+
+    The norms, whose gains the members share, keep values learnt with many updates per step from diverging (Nauman
+    et al., "Bigger, regularized, optimistic", NeurIPS 2024).
+    """
+
+    def __init__(self, members: int, inputs: int, outputs: int, units: int, scale: float = 1.0):
+        super().__init__()
+        self.first, self.first_norm = EnsembleLinear(members, inputs, units), make_norm("layer", units)
+        self.inner, self.outer = EnsembleLinear(members, units, units), EnsembleLinear(members, units, units)
+        self.last_norm, self.out = make_norm("layer", units), EnsembleLinear(members, units, outputs, scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.first_norm(self.first(x)))
+        x = x + self.outer(F.silu(self.inner(x)))
+        y: Tensor = self.out(self.last_norm(x))
+        return y
+
+
 class RMSNorm(nn.Module):
     """(..., size) -> (..., size): nn.RMSNorm with its gradient written out, in half as many operations."""
 

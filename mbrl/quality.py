@@ -16,7 +16,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from mbrl.distributions import ActionDistribution
+from mbrl.distributions import Policy
 from mbrl.driver import Driver
 from mbrl.evaluation import Interrupted
 from mbrl.interfaces import Agent, State
@@ -37,12 +37,12 @@ Found = dict[str, Tensor]
 
 @runtime_checkable
 class Imaginer(Agent, Protocol):
-    """An agent that has a world model, and acts on its features."""
+    """An agent that has a world model, and can act in its dreams."""
 
     world_model: WorldModel
 
-    @property
-    def actor(self) -> Callable[[Tensor], ActionDistribution]: ...
+    def policy(self, features: Tensor) -> Policy:
+        """Features (n, F) of a dream -> what the agent would do there."""
 
 
 @torch.no_grad()
@@ -137,7 +137,7 @@ def _dream(agent: Imaginer, start: State, horizon: int) -> tuple[list[Tensor], l
     view = dynamics.features(state).unflatten(0, (dreams, -1))
     features, actions = [], []
     for _ in range(horizon):
-        actions.append(agent.actor(view[0]).sample())
+        actions.append(agent.policy(view[0]).sample())
         state = dynamics.step(state, actions[-1].repeat(dreams, 1))
         view = dynamics.features(state).unflatten(0, (dreams, -1))
         features.append(view)

@@ -166,10 +166,11 @@ class Replay:
 
     def peek(self, batch_size: int, length: int) -> Batch:
         """(B, T) uniform sequences, to look at: what is sampled later is the same as without it."""
-        rng = np.random.default_rng(self.time)
-        env = rng.integers(self.num_envs, size=(batch_size, 1))
-        start = self.oldest + rng.integers(self._starts(length), size=(batch_size, 1))
-        return self._gather(env, start + np.arange(length))
+        return self._uniform(np.random.default_rng(self.time), batch_size, length)
+
+    def draw(self, batch_size: int, length: int) -> Batch:
+        """(B, T) uniform sequences; what no ``sample`` has held yet stays unseen for it."""
+        return self._uniform(self.rng, batch_size, length)
 
     def latest(self, length: int) -> Batch:
         """(N, T): the newest steps of every ring."""
@@ -184,6 +185,11 @@ class Replay:
         for name, value in latents.items():
             value = value.flatten(0, 1) if kept.all() else value[torch.from_numpy(kept)]
             self.arrays[f"latent/{name}"][place] = value.to(self.device)
+
+    def _uniform(self, rng: np.random.Generator, batch_size: int, length: int) -> Batch:
+        env = rng.integers(self.num_envs, size=(batch_size, 1))
+        start = self.oldest + rng.integers(self._starts(length), size=(batch_size, 1))
+        return self._gather(env, start + np.arange(length))
 
     def _starts(self, length: int) -> int:
         """How many sequences of this length a ring offers."""

@@ -195,6 +195,15 @@ class WorldModel(nn.Module):
             predictions |= dict(zip(view.numeric, numeric.split(list(view.numeric.values()), -1), strict=True))
         return predictions
 
+    def expected(self, features: Tensor) -> Tensor:
+        """Features (..., F) -> (..., V): the vectors that are expected, in the form in which networks see real ones.
+
+        Discrete observations by the probabilities of their values.
+        """
+        decoded, view = self.decoder(features), self.encoder.view
+        parts = [decoded[key].softmax(-1) if key in view.discrete else decoded[key] for key in view.sizes]
+        return torch.cat(parts, -1)
+
     def predictions(self, features: Tensor) -> list[Tensor]:
         """Features (..., F) -> what ``targets`` gives, as the model sees it: (..., E) each."""
         decoded, view = self.decoder(features), self.encoder.view

@@ -13,6 +13,7 @@ from mbrl.distributions import (
     BoundedNormal,
     Categoricals,
     OneHotChoice,
+    SquashedNormal,
     SymexpTwoHot,
     bernoulli_loss,
     categorical_kl,
@@ -198,6 +199,28 @@ def test_bounded_normal_samples_are_reparameterised_and_not_clipped() -> None:
     assert drawn.abs().max() > 1
     drawn.sum().backward()
     assert raw.grad is not None and (raw.grad != 0).all()
+
+
+def test_squashed_normal_is_the_tanh_of_a_normal() -> None:
+    policy = SquashedNormal(torch.tensor([[0.3, -2.0]] * 500), torch.tensor([[0.0, 40.0]] * 500))
+    torch.manual_seed(0)
+    action, log_prob = policy.sample_with_log_prob()
+    std = policy.log_std.exp()
+    assert std[0, 1] == pytest.approx(1.0) and 0.02 < std[0, 0] < 1
+    normal = torch.distributions.Normal(policy.raw_mean.double(), std.double())
+    squashed = torch.distributions.TransformedDistribution(normal, torch.distributions.TanhTransform())
+    inside = action.abs().amax(-1) < 0.99  # beyond, the action no longer tells what it was before the tanh
+    expected = squashed.log_prob(action.double()).sum(-1)
+    torch.testing.assert_close(log_prob[inside], expected[inside].float(), atol=1e-3, rtol=1e-3)
+    assert torch.equal(policy.mode, torch.tanh(policy.raw_mean))
+    assert torch.equal(policy.sample(torch.zeros(500, 2)), policy.mode)
+
+
+def test_a_saturated_squashed_normal_keeps_its_gradient_finite() -> None:
+    raw = torch.tensor([[60.0, -60.0]], requires_grad=True)
+    action, log_prob = SquashedNormal(raw, torch.zeros(1, 2)).sample_with_log_prob()
+    (action.sum() + log_prob.sum()).backward()
+    assert log_prob.isfinite().all() and raw.grad is not None and raw.grad.isfinite().all()
 
 
 def test_choice_is_not_mixed() -> None:

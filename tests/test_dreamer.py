@@ -438,5 +438,5 @@ def test_description_names_encoders_actions_and_size() -> None:
 
 
 def test_an_unknown_actor_gradient_is_refused() -> None:
-    with pytest.raises(UserError, match="'reinforce' or 'pathwise'"):
+    with pytest.raises(UserError, match="'reinforce', 'pathwise' or 'action_values'"):
         Dreamer(replace(debug().agent, actor_gradient="other"), MIXED, BOX)

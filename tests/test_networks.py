@@ -17,6 +17,7 @@ from mbrl.networks import (
     ConvEncoder,
     Head,
     Linear,
+    ResidualEnsemble,
     UpConv,
     VectorScaling,
     VectorView,
@@ -243,3 +244,13 @@ def test_initial_weights_keep_the_variance() -> None:
 def test_an_mlp_without_layers_passes_its_input_on() -> None:
     x = torch.randn(3, 5)
     assert torch.equal(MLP(5, 16, 0)(x), x) and MLP(5, 16, 0).outputs == 5
+
+
+def test_members_of_an_ensemble_are_networks_of_their_own() -> None:
+    ensemble, x = ResidualEnsemble(3, 5, 2, 8), torch.randn(4, 5)
+    y = ensemble(x)
+    assert y.shape == (3, 4, 2) and not torch.allclose(y[0], y[1])
+    torch.testing.assert_close(ensemble(x.expand(3, -1, -1)), y)
+    y[1].sum().backward()
+    grad = ensemble.inner.weight.grad
+    assert grad is not None and grad.flatten(1).abs().sum(1).gt(0).tolist() == [False, True, False]

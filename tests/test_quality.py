@@ -87,13 +87,13 @@ class Walker:
     def initial_state(self, n: int) -> dict[str, Tensor]:
         return {}
 
-    def actor(self, features: Tensor) -> Any:
+    def policy(self, features: Tensor) -> Any:
         return SimpleNamespace(sample=lambda: torch.rand(len(features), 1) * 2 - 1)
 
     def act(self, step: Steps, state: dict[str, Tensor], explore: bool) -> tuple[Tensor, dict[str, Tensor]]:
         assert explore
         known = torch.cat([step.obs["state"], step.reward[:, None]], -1)
-        return self.actor(known).sample(), {"all": known}
+        return self.policy(known).sample(), {"all": known}
 
 
 def judged(model: Model, length: int = 40, terminates: bool = True, noise: float = 0.0, probes: int = 60) -> Any:

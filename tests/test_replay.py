@@ -207,6 +207,14 @@ def written(index: tuple[np.ndarray, np.ndarray]) -> dict[str, torch.Tensor]:
     return {"deter": torch.full((*shape, 3), -1.0).half(), "stoch": torch.full((*shape, 2), 99).byte()}
 
 
+def test_draws_are_uniform_follow_the_seed_and_leave_new_stretches_to_be_seen() -> None:
+    one, two = (make(60, online=True) for _ in range(2))
+    assert np.array_equal(one.draw(50, 2).index[1], two.draw(50, 2).index[1])
+    times = one.draw(2000, 2).index[1][:, 0]
+    assert set(times.tolist()) == set(range(59)) and np.bincount(times).max() < 80
+    assert (one.fresh == 0).all()
+
+
 def test_latents_are_rewritten_where_they_were_sampled() -> None:
     replay = make(80)
     env, time = replay.sample(1, 6).index

@@ -1,0 +1,233 @@
+"""Behaviour by action values: it learns a trivial task; its targets, dreams, temperature, and what each step changes.
+
+Letters as in agents/action_values.py.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from test_dreamer import BOX, Experience, identity, tiny
+from torch import Tensor
+
+from agents.action_values import ActionValueConfig, ActionValues
+from agents.dreamer import Dreamer, DreamerConfig, debug, laptop
+from mbrl.distributions import SquashedNormal
+from mbrl.evaluation import evaluate
+from mbrl.steps import Steps
+
+SMALL = ActionValueConfig(critic_steps=4, actor_every=2, batch_size=12, units=16, horizon=5.0)
+VECTOR = spaces.Dict({"mode": spaces.Discrete(3), "state": spaces.Box(-1, 1, (4,))})
+PICTURE = spaces.Dict({"image": spaces.Box(0, 255, (16, 16, 3), np.uint8)})
+
+
+class Short(gym.Env[Any, Any]):
+    """Episodes of five steps, each rewarded with its number; every second one is terminal."""
+
+    observation_space, action_space = VECTOR, BOX
+
+    def __init__(self) -> None:
+        self.time = self.episode = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.time, self.episode = 0, self.episode + 1
+        return self._look(), {}
+
+    def step(self, action: Any) -> Any:
+        self.time += 1
+        over = self.time == 5
+        return self._look(), float(self.time), over and self.episode % 2 == 0, over, {}
+
+    def _look(self) -> Any:
+        return {"mode": np.int64(self.time % 3), "state": self.np_random.uniform(-1, 1, 4).astype(np.float32)}
+
+
+def configured(**options: Any) -> DreamerConfig:
+    return replace(debug().agent, actor_gradient="action_values", action_values=replace(SMALL, **options))
+
+
+def experienced(seed: int = 0, **options: Any) -> tuple[Dreamer, ActionValues, Experience]:
+    """Forty steps of two environments."""
+    torch.manual_seed(seed)
+    agent = Dreamer(configured(**options), VECTOR, BOX)
+    experience = Experience(agent, SyncVectorEnv([Short] * 2, autoreset_mode=AutoresetMode.NEXT_STEP))
+    experience.gather(40)
+    assert agent.action_values is not None
+    return agent, agent.action_values, experience
+
+
+def drawn(agent: Dreamer, experience: Experience, size: int, length: int) -> tuple[Steps, dict[str, Tensor]]:
+    batch = experience.replay.draw(size, length)
+    return batch.steps, agent._restore(batch.latents)
+
+
+def test_learns_the_identity_task() -> None:
+    """Random answers are worth 4, right ones 8."""
+    torch.manual_seed(0)
+    envs, others = identity(False, 8), identity(False, 20)
+    values = replace(SMALL, batch_size=32, units=32, lr=3e-3)
+    config = replace(tiny("action_values"), action_values=values)
+    agent = Dreamer(config, envs.single_observation_space, envs.single_action_space)
+    experience, score = Experience(agent, envs), 0.0
+    experience.gather(36, at_random=True)
+    assert evaluate(agent, others, seed=1, explore=True).mean() < 5.5
+    for n in range(300):
+        agent.update(experience.replay)
+        experience.gather(1)
+        if n % 50 == 49:
+            score = min(evaluate(agent, others, seed=1, explore=explore).mean() for explore in (False, True))
+        if score > 7:
+            break
+    assert score > 7
+
+
+# ---- where it is used --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions", "used"),
+    [(VECTOR, BOX, True), (VECTOR, spaces.Discrete(3), False), (PICTURE, BOX, False)],
+)
+def test_elsewhere_the_next_best_gradient_is_taken(observations: Any, actions: Any, used: bool) -> None:
+    """Pictures are left to pathwise gradients, discrete actions to REINFORCE."""
+    agent = Dreamer(configured(), observations, actions)
+    assert (agent.action_values is not None) == used
+    assert agent.pathwise == isinstance(actions, spaces.Box)
+    assert laptop().agent.actor_gradient == "action_values"
+
+
+def test_memory_adds_the_state_of_the_world_model() -> None:
+    """And a dream is seen as what it stands for."""
+    for memory in (False, True):
+        agent, values, experience = experienced(memory=memory)
+        agent.update(experience.replay)
+        steps, states = drawn(agent, experience, 6, 1)
+        state = {name: value[:, 0] for name, value in states.items()}
+        features = agent.world_model.dynamics.features(state)
+        size = 4 + 3 + memory * agent.world_model.feature_size
+        seen, dreamt = values.see(steps[:, 0].obs, state), values.see_dreamt(features)
+        assert seen.shape == dreamt.shape == (6, size)
+        assert torch.equal(seen[:, 7:], dreamt[:, 7:])
+        torch.testing.assert_close(dreamt[:, 4:7].sum(-1), torch.ones(6))  # probabilities of the discrete one
+        assert isinstance(agent.policy(features), SquashedNormal)
+        assert agent.act(steps[:, 0], agent.initial_state(6), explore=True)[0].abs().max() <= 1
+
+
+# ---- the critics -------------------------------------------------------------------------------------
+
+
+def test_critics_learn_rewards_and_what_follows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where slow critics say 10 of everything and the policy is worth nothing: r / scale + d 10, or r alone at an end."""
+    agent, values, experience = experienced(temperature=1e-9)
+    steps, states = drawn(agent, experience, 200, 2)
+    after, valid = steps[:, 1], ~steps[:, 0].is_last
+    assert after.is_terminal.any() and (after.is_last & ~after.is_terminal).any() and not valid.all()
+    found: dict[str, Tensor] = {}
+
+    def value(critics: Any, x: Tensor, action: Tensor) -> Tensor:
+        if critics is values.slow_critics:
+            return torch.full((2, len(x)), 10.0)
+        found["value"] = torch.zeros(2, len(x), requires_grad=True)
+        return found["value"]
+
+    monkeypatch.setattr(values, "_value", value)
+    monkeypatch.setattr(values, "_descend", lambda part, loss: found.update(loss=loss))
+    values._fit_critics(steps, states)
+    assert values.reward_scale == 5
+    target = after.reward / 5 + torch.where(after.is_terminal, 0.0, 0.8 * 10)
+    (slope,) = torch.autograd.grad(found["loss"], [found["value"]])
+    torch.testing.assert_close(slope, (-2 * target * valid / 200).expand(2, -1), atol=1e-5, rtol=1e-4)
+
+
+def changed(before: dict[str, Tensor], agent: Dreamer) -> set[str]:
+    after = agent.modules.state_dict()
+    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_each_step_changes_its_own_part() -> None:
+    agent, values, experience = experienced()
+    agent.update(experience.replay)
+    before = copy.deepcopy(agent.modules.state_dict())
+    values._fit_critics(*drawn(agent, experience, 12, 2))
+    assert changed(before, agent) == {"critic", "slow_critic"}
+    before = copy.deepcopy(agent.modules.state_dict())
+    values._improve_actor(*drawn(agent, experience, 12, 1))
+    assert changed(before, agent) == {"actor", "behaviour"}
+    assert all(p.requires_grad for p in values.critics.parameters())
+
+
+# ---- the actor ---------------------------------------------------------------------------------------
+
+
+def test_dreams_begin_with_what_was_seen_and_go_where_the_policy_leads() -> None:
+    agent, values, experience = experienced(dream=3)
+    steps, states = drawn(agent, experience, 5, 1)
+    start = {name: value[:, 0] for name, value in states.items()}
+    x = values.see(steps[:, 0].obs, start)
+    torch.manual_seed(7)
+    seen = values._dream(start, x)
+    assert seen.shape == (4 * 5, 7) and torch.equal(seen[:5], x) and not seen.requires_grad
+    torch.manual_seed(7)
+    state, dynamics = start, agent.world_model.dynamics
+    for h in range(3):
+        state = dynamics.step(state, values.actor(seen[5 * h : 5 * (h + 1)]).sample())
+        torch.testing.assert_close(seen[5 * (h + 1) : 5 * (h + 2)], agent.world_model.expected(dynamics.features(state)))
+
+
+def test_the_actor_goes_where_the_critics_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, values, experience = experienced(lr=1e-2)
+    monkeypatch.setattr(values, "_value", lambda critics, x, action: -(action - 0.5).square().sum(-1).expand(2, -1))
+    for _ in range(60):
+        values._improve_actor(*drawn(agent, experience, 12, 1))
+    x = values._seen(*drawn(agent, experience, 12, 1), 0)[1]
+    assert (values.actor(x).mode - 0.5).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(("wanted", "sign"), [(-20.0, -1), (20.0, 1)])
+def test_the_temperature_brings_the_entropy_to_what_it_should_be(wanted: float, sign: int) -> None:
+    agent, values, experience = experienced(entropy=wanted)
+    before = values.log_temperature.item()
+    for _ in range(5):
+        values._improve_actor(*drawn(agent, experience, 12, 1))
+    assert (values.log_temperature.item() - before) * sign > 0
+
+
+# ---- a run -------------------------------------------------------------------------------------------
+
+
+def test_an_update_is_finite_follows_the_seed_and_counts_every_loss() -> None:
+    results = []
+    for seed in (0, 0, 1):
+        agent, _, experience = experienced(seed)
+        for _ in range(3):
+            metrics = agent.update(experience.replay)
+        results.append({name: float(value) for name, value in metrics.items()})
+    assert results[0] == results[1] != results[2]
+    assert all(np.isfinite(value) for value in results[0].values())
+    losses = {name: value for name, value in results[0].items() if name.startswith("train/loss/")}
+    total = losses.pop("train/loss/total")
+    assert {"train/loss/value", "train/loss/policy", "train/loss/dyn"} <= losses.keys()
+    assert total == pytest.approx(sum(losses.values()), rel=1e-4)
+
+
+def test_what_is_loaded_learns_as_what_was_saved() -> None:
+    agent, _, experience = experienced()
+    for _ in range(3):
+        agent.update(experience.replay)
+    again = experienced(seed=5)[0]
+    again.load_state_dict(copy.deepcopy(agent.state_dict()))
+    replays = experience.replay, copy.deepcopy(experience.replay)
+    for one, replay in zip((agent, again), replays, strict=True):
+        torch.manual_seed(3)
+        one.update(replay)
+    for a, b in zip(agent.modules.state_dict().values(), again.modules.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
