@@ -529,7 +529,10 @@ def laptop() -> Preset:
 def debug() -> Preset:
     """Everything runs, in seconds; nothing is learnt."""
     model = replace(sized(8), rssm=RSSMConfig(deter=16, stoch=4, classes=4, hidden=8, blocks=2), bins=15)
-    agent = DreamerConfig(model=model, batch_size=4, batch_length=8, horizon=3, warmup=0, lr=1e-3)
+    values = ActionValueConfig(critic_steps=2, actor_every=2, batch_size=8, units=8)
+    agent = DreamerConfig(
+        model=model, action_values=values, batch_size=4, batch_length=8, horizon=3, warmup=0, lr=1e-3
+    )
     training = TrainConfig(
         steps=400,
         update_ratio=0.1,

@@ -126,7 +126,7 @@ def test_memory_adds_the_state_of_the_world_model() -> None:
 
 
 def test_critics_learn_rewards_and_what_follows_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where slow critics say 10 of everything and the policy is worth nothing: r / scale + d 10, or r alone at an end."""
+    """Where slow critics say 10 of everything and entropy is worth nothing: r / scale + d 10, or r alone at an end."""
     agent, values, experience = experienced(temperature=1e-9)
     steps, states = drawn(agent, experience, 200, 2)
     after, valid = steps[:, 1], ~steps[:, 0].is_last
@@ -180,7 +180,8 @@ def test_dreams_begin_with_what_was_seen_and_go_where_the_policy_leads() -> None
     state, dynamics = start, agent.world_model.dynamics
     for h in range(3):
         state = dynamics.step(state, values.actor(seen[5 * h : 5 * (h + 1)]).sample())
-        torch.testing.assert_close(seen[5 * (h + 1) : 5 * (h + 2)], agent.world_model.expected(dynamics.features(state)))
+        expected = agent.world_model.expected(dynamics.features(state))
+        torch.testing.assert_close(seen[5 * (h + 1) : 5 * (h + 2)], expected)
 
 
 def test_the_actor_goes_where_the_critics_point(monkeypatch: pytest.MonkeyPatch) -> None:

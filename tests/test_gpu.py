@@ -71,6 +71,20 @@ def test_an_update_neither_waits_for_the_device_nor_brings_anything_to_it(case: 
     update(*CASES[case], first=StaysThere)
 
 
+def test_action_values_stay_on_the_device() -> None:
+    """Not recorded, since each step draws its own batch; but nothing waits in it."""
+    config = replace(CONFIG, actor_gradient="action_values")
+    agent = Dreamer(config, spaces.Dict(VECTOR), BOX, "meta")
+    values, steps = agent.action_values, random_steps(VECTOR, BOX, "meta")[:, :2]
+    assert values is not None
+    state = agent.world_model.dynamics.initial_state(B)
+    states = {name: value.unsqueeze(1).expand(B, 2, *value.shape[1:]) for name, value in state.items()}
+    for first in (nullcontext, StaysThere):
+        with first():
+            metrics = {**values._fit_critics(steps, states), **values._improve_actor(steps, states)}
+    assert all(value.device.type == "meta" for value in tensors(metrics))
+
+
 def test_the_guard_notices() -> None:
     x = torch.zeros(3, device="meta")
     with StaysThere():

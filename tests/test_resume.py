@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,10 @@ def interrupt(agent: Any, act_at: int = -1, update_at: int = -1) -> None:
     agent.act, agent.update = counted("act", agent.act), counted("update", agent.update)
 
 
-def make_dreamer(envs: Any) -> Dreamer:
+def make_dreamer(envs: Any, gradient: str = "reinforce") -> Dreamer:
     torch.manual_seed(0)
-    return Dreamer(debug().agent, envs.single_observation_space, envs.single_action_space)
+    config = replace(debug().agent, actor_gradient=gradient)
+    return Dreamer(config, envs.single_observation_space, envs.single_action_space)
 
 
 def run(
@@ -101,10 +103,13 @@ def test_several_environments_resume_too(tmp_path: Path) -> None:
     check_resume(tmp_path, {"act_at": 30}, "CartPole-v1", 3)
 
 
-@pytest.mark.parametrize(("name", "n"), [("CartPole-v1", 2), ("Pendulum-v1", 1)])
-def test_dreamer_resumes(tmp_path: Path, name: str, n: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "n", "gradient"),
+    [("CartPole-v1", 2, "reinforce"), ("Pendulum-v1", 1, "reinforce"), ("Pendulum-v1", 2, "action_values")],
+)
+def test_dreamer_resumes(tmp_path: Path, name: str, n: int, gradient: str) -> None:
     config = replace(CONFIG, prefill=40, update_ratio=0.2, eval_every=60, final_episodes=1)
-    check_resume(tmp_path, {"act_at": 70 // n}, name, n, config=config, make=make_dreamer)
+    check_resume(tmp_path, {"act_at": 70 // n}, name, n, config=config, make=partial(make_dreamer, gradient=gradient))
 
 
 def check_resume(directory: Path, moment: dict[str, Any], name: Any, n: int, **kwargs: Any) -> None:
