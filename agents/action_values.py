@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from mbrl.distributions import SquashedNormal
-from mbrl.interfaces import State
+from mbrl.interfaces import Imagined, State
 from mbrl.networks import ResidualEnsemble
-from mbrl.optim import track
+from mbrl.optim import LaProp, track
 from mbrl.replay import Replay
 from mbrl.steps import Steps
 from mbrl.world_model import WorldModel, frozen
@@ -76,7 +76,8 @@ class SoftActor(nn.Module):
 
 
 class ActionValues:
-    """
+    """Implements Behaviour of agents/dreamer.py.
+
     Args:
         config: everything that can be chosen.
         world_model: whose dreams the actor learns in.
@@ -98,11 +99,10 @@ class ActionValues:
         learnt = (self.actor.parameters(), self.critics.parameters(), [self.log_temperature])
         fused = device.type in ("cpu", "cuda")
         self.optimisers = [torch.optim.Adam(params, config.lr, fused=fused) for params in learnt]
-
-    def modules(self) -> dict[str, nn.Module]:
-        """Everything that a checkpoint must hold by name."""
         numbers = nn.ParameterDict({"log_temperature": self.log_temperature, "reward_scale": self.reward_scale})
-        return {"actor": self.actor, "critic": self.critics, "slow_critic": self.slow_critics, "behaviour": numbers}
+        self.modules: dict[str, nn.Module] = {
+            "actor": self.actor, "critic": self.critics, "slow_critic": self.slow_critics, "behaviour": numbers,
+        }  # fmt: skip
 
     # ---- what is seen ----------------------------------------------------------------------------
 
@@ -117,15 +117,24 @@ class ActionValues:
         return torch.cat([x, features], -1) if self.config.memory else x
 
     def policy(self, obs: dict[str, Tensor], state: State) -> SquashedNormal:
-        """What to do (n,) where ``obs`` led to ``state``."""
+        """What to do (n,) in the states that observations (n, ...) have led to."""
         policy: SquashedNormal = self.actor(self.see(obs, state))
         return policy
 
     def dreamt_policy(self, features: Tensor) -> SquashedNormal:
+        """The same in a dream of features (n, F)."""
         policy: SquashedNormal = self.actor(self.see_dreamt(features))
         return policy
 
-    # ---- learning --------------------------------------------------------------------------------
+    # ---- learning: nothing together with the world model, all in steps of its own -----------------
+
+    def groups(self) -> list[dict[str, Any]]:
+        return []
+
+    def losses(self, steps: Steps, states: State) -> tuple[dict[str, Tensor], None, Metrics]:
+        return {}, None, {}
+
+    def settle(self, imagined: Imagined | None, optimiser: LaProp) -> None: ...
 
     def update(self, replay: Replay, restore: Restore) -> Metrics:
         """The steps that go with one of the world model."""
@@ -191,10 +200,12 @@ class ActionValues:
         loss.backward()
         optimiser.step()
 
-    def state_dict(self) -> list[Any]:
-        """Of the optimisers; the rest is in ``modules``."""
-        return [optimiser.state_dict() for optimiser in self.optimisers]
+    def adapt(self, optimiser: dict[str, Any]) -> dict[str, Any]:
+        return optimiser
 
-    def load_state_dict(self, states: list[Any]) -> None:
-        for optimiser, state in zip(self.optimisers, states, strict=True):
-            optimiser.load_state_dict(state)
+    def state_dict(self) -> dict[str, Any]:
+        return {"action_values": [optimiser.state_dict() for optimiser in self.optimisers]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for optimiser, stored in zip(self.optimisers, state["action_values"], strict=True):
+            optimiser.load_state_dict(stored)

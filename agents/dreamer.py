@@ -3,18 +3,17 @@
 The order of ``update`` is the paper's: learn the model from replayed sequences, imagine rollouts from
 their states, learn the critic and the actor from those. Source: Hafner et al., "Mastering diverse
 control tasks through world models" (Nature, 2025), called DreamerV3; what our own presets change is
-said where it is changed.
+said where it is changed. Actor and critic are the paper's in ``state_values.py``, ours in ``action_values.py``.
 
 Letters: B sequences, T steps, N imagined rollouts, H imagined steps, A action, F features.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 import torch
@@ -22,20 +21,19 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from agents.action_values import ActionValueConfig, ActionValues
+from agents.state_values import StateValues
 from mbrl.cuda_graph import CudaGraph
-from mbrl.distributions import ActionDistribution, Both, BoundedNormal, OneHotChoice, Policy, SymexpTwoHot, two_hot
+from mbrl.distributions import OneHotChoice, Policy
 from mbrl.dynamics.rssm import RSSMConfig
 from mbrl.errors import UserError
 from mbrl.interfaces import Imagined, State
-from mbrl.networks import MLP, Linear, TwoHotHead
 from mbrl.open_loop import open_loop
-from mbrl.optim import LaProp, track
+from mbrl.optim import LaProp
 from mbrl.replay import Batch, Replay
-from mbrl.returns import ReturnScale, lambda_return
 from mbrl.spaces import ActionSpec, check_observation_space
 from mbrl.steps import Steps
 from mbrl.training import TrainConfig
-from mbrl.world_model import WorldModel, WorldModelConfig, frozen
+from mbrl.world_model import WorldModel, WorldModelConfig
 
 Metrics = dict[str, Tensor | float]
 
@@ -102,30 +100,37 @@ class DreamerConfig:
     """On a GPU, record an update as one CUDA graph."""
 
 
-class Actor(nn.Module):
-    """Features (..., F) -> a distribution over actions (..., A)."""
+class Behaviour(Protocol):
+    """Actor and critics: what acts, and what learns on top of the world model."""
 
-    def __init__(self, features: int, spec: ActionSpec, units: int, layers: int, norm: str, min_std: float):
-        super().__init__()
-        self.spec, self.min_std = spec, min_std
-        self.mlp = MLP(features, units, layers, norm)
-        # Mean, deviation and choices have a layer each: gradients are clipped per tensor.
-        sizes = (spec.continuous, spec.continuous, sum(spec.choices))
-        self.out = nn.ModuleList(Linear(self.mlp.outputs, size, scale=0.01) for size in sizes if size)
+    modules: dict[str, nn.Module]
+    """All that is learnt, by name."""
 
-    def outputs(self, features: Tensor) -> list[Tensor]:
-        """What ``distribution`` is made of: mean and deviation, if any, and logits, if any."""
-        x = self.mlp(features)
-        return [out(x) for out in self.out]
+    def policy(self, obs: dict[str, Tensor], state: State) -> Policy:
+        """What to do (n,) in the states that observations (n, ...) have led to."""
 
-    def distribution(self, *outputs: Tensor) -> ActionDistribution:
-        if not self.spec.continuous:
-            return OneHotChoice(outputs[0], self.spec.choices)
-        normal = BoundedNormal(outputs[0], outputs[1], self.min_std)
-        return Both(normal, OneHotChoice(outputs[2], self.spec.choices)) if self.spec.choices else normal
+    def dreamt_policy(self, features: Tensor) -> Policy:
+        """The same in a dream of features (n, F)."""
 
-    def forward(self, features: Tensor) -> ActionDistribution:
-        return self.distribution(*self.outputs(features))
+    def groups(self) -> list[dict[str, Any]]:
+        """The parameters that are learnt together with the world model, for its optimiser."""
+
+    def losses(self, steps: Steps, states: State) -> tuple[dict[str, Tensor], Imagined | None, Metrics]:
+        """Of those, scaled, on steps and posterior states (B, T); the rollouts that they come from; metrics."""
+
+    def settle(self, imagined: Imagined | None, optimiser: LaProp) -> None:
+        """What follows the step on those losses."""
+
+    def update(self, replay: Replay, restore: Callable[[dict[str, Tensor]], State]) -> Metrics:
+        """Steps of its own. ``restore`` makes states of what the replay keeps of them."""
+
+    def adapt(self, optimiser: dict[str, Any]) -> dict[str, Any]:
+        """The state of an optimiser, also of a run that began with other ``groups``."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What ``modules`` and the optimiser do not hold."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Dreamer:
@@ -157,30 +162,24 @@ class Dreamer:
             )
         if config.precision not in ("float32", "bfloat16"):
             raise UserError(f"precision {config.precision!r} is unknown; use 'float32' or 'bfloat16'")
-        model = config.model
-        self.world_model = WorldModel(model, self.space, self.spec.size).to(self.device)
-        self.pathwise = config.actor_gradient != "reinforce" and not self.spec.choices
-        self.action_values: ActionValues | None = None
-        if config.actor_gradient == "action_values" and self.pathwise and not self.world_model.encoder.images:
-            self.action_values = ActionValues(config.action_values, self.world_model, self.spec.size, self.device)
-        self.modules = nn.ModuleDict({"world_model": self.world_model, **self._behaviour()}).to(self.device)
-        self.optimiser = LaProp(self._parameter_groups(), lr=config.lr, agc=config.agc, warmup=config.warmup)
-        self.returns = ReturnScale(config.return_rate, config.return_minimum, config.return_debias, self.device)
+        self.world_model = WorldModel(config.model, self.space, self.spec.size).to(self.device)
+        self.behaviour = self._make_behaviour()
+        self.modules = nn.ModuleDict({"world_model": self.world_model, **self.behaviour.modules}).to(self.device)
+        groups = [{"params": list(self.world_model.parameters())}, *self.behaviour.groups()]
+        self.optimiser = LaProp(groups, lr=config.lr, agc=config.agc, warmup=config.warmup)
         self.learn = self._recorded()
         self.min_steps = config.batch_length + 1
         """Steps a replay must hold before the first update."""
         self.last_batch: Batch | None = None
         """What the last update learnt from; kept for a post-mortem."""
 
-    def _behaviour(self) -> dict[str, nn.Module]:
-        """Actor and critics."""
-        if self.action_values is not None:
-            return self.action_values.modules()
-        config, model, features = self.config, self.config.model, self.world_model.feature_size
-        self.actor = Actor(features, self.spec, model.units, config.actor_layers, model.norm, config.min_std)
-        self.critic = TwoHotHead(features, model.bins, model.units, config.critic_layers, model.norm)
-        self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        return {"actor": self.actor, "critic": self.critic, "slow_critic": self.slow_critic}
+    def _make_behaviour(self) -> Behaviour:
+        """What the configuration asks for, or the next best that actions and observations allow."""
+        config, continuous = self.config, not self.spec.choices
+        if config.actor_gradient == "action_values" and continuous and not self.world_model.encoder.images:
+            return ActionValues(config.action_values, self.world_model, self.spec.size, self.device)
+        pathwise = config.actor_gradient != "reinforce" and continuous
+        return StateValues(config, self.world_model, self.spec, pathwise, self._precision, self.device)
 
     # ---- acting --------------------------------------------------------------------------------
 
@@ -193,10 +192,7 @@ class Dreamer:
         """Filter the step (N,), then sample the policy, or take its mode."""
         step, noise = step.to(self.device), state["noise"]
         state = self.world_model.observe(step, state)
-        if self.action_values is not None:
-            policy: Policy = self.action_values.policy(step.obs, state)
-        else:
-            policy = self.actor(self.world_model.dynamics.features(state))
+        policy = self.behaviour.policy(step.obs, state)
         if not explore:
             action = policy.mode
         elif isinstance(policy, OneHotChoice):
@@ -207,11 +203,8 @@ class Dreamer:
         return action.cpu(), {**state, "noise": noise}
 
     def policy(self, features: Tensor) -> Policy:
-        """Features (..., F) of a dream -> what the agent would do there."""
-        if self.action_values is not None:
-            return self.action_values.dreamt_policy(features)
-        policy: ActionDistribution = self.actor(features)
-        return policy
+        """Features (n, F) of a dream -> what the agent would do there."""
+        return self.behaviour.dreamt_policy(features)
 
     def _explore(self, noise: Tensor, is_first: Tensor) -> Tensor:
         """The next value of an autoregressive process of unit variance, for each continuous dimension.
@@ -240,20 +233,16 @@ class Dreamer:
     # ---- learning ------------------------------------------------------------------------------
 
     def update(self, replay: Replay) -> Metrics:
-        """One gradient update of world model, critic and actor; rewrites the batch's latents."""
+        """One gradient update of the world model, and of actor and critics as many as go with it; new latents."""
         self.last_batch = batch = replay.sample(self.config.batch_size, self.config.batch_length + 1)
         steps = batch.steps.to(self.device)[:, 1:]
         context = self._restore({name: value[:, 0] for name, value in batch.latents.items()})
         latents, metrics = self.learn(steps, context)
         env, time = batch.index
         replay.write_latents((env, time[:, 1:]), latents)
-        return dict(metrics) if self.action_values is None else self._with_action_values(metrics, replay)
-
-    def _with_action_values(self, metrics: Metrics, replay: Replay) -> Metrics:
-        assert self.action_values is not None
-        metrics = {**metrics, **self.action_values.update(replay, self._restore)}
-        losses = (metrics[f"train/loss/{name}"] for name in ("total", "value", "policy"))
-        return {**metrics, "train/loss/total": sum(losses)}
+        further = self.behaviour.update(replay, self._restore)
+        losses = [value for name, value in further.items() if name.startswith("train/loss/")]
+        return {**metrics, **further, "train/loss/total": sum(losses, metrics["train/loss/total"])}
 
     def _learn(self, steps: Steps, context: State) -> tuple[State, Metrics]:
         """The gradient step on steps (B, T) after the states ``context`` (B,): new latents (B, T), metrics."""
@@ -264,27 +253,9 @@ class Dreamer:
         self.optimiser.zero_grad()
         total.backward()
         self.optimiser.step()
-        if imagined is not None:
-            track(self.slow_critic, self.critic, self.config.slow_rate)
-            for _ in range(self.config.critic_updates - 1):
-                self._fit_critic(imagined)
+        self.behaviour.settle(imagined, self.optimiser)
         metrics |= {f"train/loss/{name}": value.detach().mean() for name, value in losses.items()}
         return self.latents(states), metrics | {"train/loss/total": total.detach()}
-
-    def _fit_critic(self, imagined: Imagined) -> None:
-        """A gradient step of the critic alone on rollouts (N, H+1) that it has learnt from already (eqs. 7 and 8).
-
-        Its targets are its own values, H steps on: with each step what it knows of rewards travels that much further.
-        """
-        features, reward, proceed = (value.detach() for value in (imagined.features, imagined.reward, imagined.proceed))
-        with self._precision():
-            critic = SymexpTwoHot(self.critic(features))
-            returns = lambda_return(reward, proceed, critic.mean.detach(), self.config.lam)
-            loss = (proceed.cumprod(1)[:, :-1] * self._value_loss(critic, features, returns)).mean()
-        self.optimiser.zero_grad()
-        loss.backward()
-        self.optimiser.step(only=CRITIC)
-        track(self.slow_critic, self.critic, self.config.slow_rate)
 
     def _recorded(self) -> Callable[[Steps, State], tuple[State, Metrics]]:
         """``_learn``, on a GPU as a CUDA graph."""
@@ -299,118 +270,13 @@ class Dreamer:
     def losses(self, steps: Steps, context: State) -> tuple[dict[str, Tensor], State, Imagined | None, Metrics]:
         """All losses by name, scaled, not yet averaged; the posterior states (B, T); rollouts from them; metrics.
 
-        With action values those of the world model alone, and no rollouts.
-
         Args:
             steps: (B, T).
             context: (B,) state before the first step.
         """
-        dynamics = self.world_model.dynamics
         losses, states = self.world_model.loss(steps, context)  # (B, T)
-        if self.action_values is not None:
-            return losses, states, None, {}
-
-        chosen, start = self._choose_starts(states)  # (N,) among the B T states
-        imagined, policy = self._imagine(start)  # (N, H+1), (N, H)
-        behaviour_losses, returns, metrics = self._behaviour_losses(imagined, policy)
-        replayed = self._replay_value_loss(dynamics.features(states), steps, chosen, returns[:, 0])
-        losses |= {**behaviour_losses, "repval": self.config.repval_scale * replayed}
-        return losses, states, imagined, metrics
-
-    def _imagine(self, start: State) -> tuple[Imagined, ActionDistribution]:
-        """Rollouts (N, H+1) from the start states (N,), and the policy (N, H) that chose their actions.
-
-        The world model learns nothing here. Through the actions that it took the actor does, if its
-        gradient is pathwise.
-        """
-        outputs = []
-
-        def policy(features: Tensor) -> Tensor:
-            outputs.append(self.actor.outputs(features.detach()))
-            action = self.actor.distribution(*outputs[-1]).sample()
-            return action if self.pathwise else action.detach()
-
-        with frozen(self.world_model):
-            imagined = self.world_model.imagine(policy, start, self.config.horizon)
-        path = [torch.stack(output, 1) for output in zip(*outputs[:-1], strict=True)]
-        return imagined, self.actor.distribution(*path)
-
-    def _behaviour_losses(
-        self, imagined: Imagined, policy: ActionDistribution
-    ) -> tuple[dict[str, Tensor], Tensor, Metrics]:
-        """Actor and critic losses on imagined rollouts (eqs. 7, 8 and 10) and their returns, all (N, H)."""
-        features = imagined.features.detach()
-        critic = SymexpTwoHot(self.critic(features))
-        if self.pathwise:
-            with frozen(self.critic):
-                value = SymexpTwoHot(self.critic(imagined.features)).mean
-        else:
-            value = critic.mean.detach()
-        # The continue probability already holds the discount.
-        returns = lambda_return(imagined.reward, imagined.proceed, value, self.config.lam)
-        self.returns.update(returns)
-        scale = self.returns.scale
-        weight = imagined.proceed.detach().cumprod(1)[:, :-1]  # the chance to get there alive
-        value_loss = weight * self._value_loss(critic, features, returns.detach())
-
-        entropy = policy.entropy()
-        if self.pathwise:
-            assert isinstance(policy, BoundedNormal)
-            # A saturated tanh has no gradient to come back by.
-            excess = torch.relu(policy.raw_mean.abs() - 1).square().sum(-1)
-            gain = returns / scale - self.config.saturation * excess
-            bonus = self.config.pathwise_entropy * entropy
-        else:
-            advantage = (returns - value[:, :-1]) / scale
-            gain = policy.log_prob(imagined.action[:, :-1]) * advantage
-            bonus = self.config.entropy * entropy
-        policy_loss = -weight * (gain + bonus)
-        returns = returns.detach()
-        metrics: Metrics = {
-            "train/entropy": entropy.detach().mean(),
-            "train/saturated": (policy.mode.detach().abs() > 0.97).float().mean(),
-            "train/return_scale": scale,
-            "train/imagined_return": returns.mean(),
-            "train/imagined_reward": imagined.reward.detach().mean(),
-        }
-        return {"policy": policy_loss, "value": value_loss}, returns, metrics
-
-    def _replay_value_loss(self, features: Tensor, steps: Steps, chosen: Tensor, imagined: Tensor) -> Tensor:
-        """(B, T-1): the critic on replayed rewards; its gradient shapes the world model too.
-
-        Args:
-            features: (B, T, F).
-            steps: (B, T).
-            chosen: (N,) which of the B T states were imagined from; the other returns end in the critic's value.
-            imagined: (N,) the returns of those.
-        """
-        critic = SymexpTwoHot(self.critic(features))
-        bootstrap = critic.mean.detach().flatten()
-        bootstrap[chosen] = imagined
-        live = (~steps.is_terminal).float() * (1 - 1 / self.config.model.horizon)
-        lam = (~steps.is_last).float() * self.config.lam
-        returns = lambda_return(steps.reward, live, bootstrap.view_as(live), lam)
-        return (~steps.is_last[:, :-1]).float() * self._value_loss(critic, features, returns)
-
-    def _value_loss(self, critic: SymexpTwoHot, features: Tensor, returns: Tensor) -> Tensor:
-        """(..., T): critic and features are of T + 1 steps, the returns of all but the last.
-
-        Towards the returns, and towards the slow critic as a regulariser.
-        """
-        with torch.no_grad():
-            slow = SymexpTwoHot(self.slow_critic(features)).mean[:, :-1]
-        index, weight = two_hot(torch.stack([returns, slow], -1), critic.bins)  # (..., T, 2, 2)
-        weight[..., 1, :].mul_(self.config.slow_scale)
-        return critic.cross_entropy(index.flatten(-2), weight.flatten(-2))
-
-    def _choose_starts(self, states: State) -> tuple[Tensor, State]:
-        """States to imagine from, (N,): all of the (B, T) or some, and their indices."""
-        flat = {name: value.detach().flatten(0, 1) for name, value in states.items()}
-        total = len(flat["deter"])
-        if self.config.starts is None or self.config.starts >= total:
-            return torch.arange(total, device=self.device), flat
-        chosen = torch.rand(total, device=self.device).topk(self.config.starts).indices
-        return chosen, {name: value[chosen] for name, value in flat.items()}
+        behaviour_losses, imagined, metrics = self.behaviour.losses(steps, states)
+        return {**losses, **behaviour_losses}, states, imagined, metrics
 
     # ---- looking at it -------------------------------------------------------------------------
 
@@ -436,44 +302,14 @@ class Dreamer:
 
     def state_dict(self) -> dict[str, Any]:
         optimiser = self.optimiser.state_dict()
-        state = {"model": self.modules.state_dict(), "optimiser": optimiser, "returns": self.returns.state_dict()}
-        return state if self.action_values is None else {**state, "action_values": self.action_values.state_dict()}
+        return {"model": self.modules.state_dict(), "optimiser": optimiser, **self.behaviour.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.modules.load_state_dict(state["model"])
         if "optimiser" in state:
-            optimiser = state["optimiser"]
-            if self.action_values is not None:
-                self.action_values.load_state_dict(state["action_values"])
-            elif self.config.critic_updates > 1:
-                optimiser = _with_critic_apart(optimiser, len(list(self.actor.parameters())))
-            self.optimiser.load_state_dict(optimiser)
-            self.returns.load_state_dict(state["returns"])
+            self.optimiser.load_state_dict(self.behaviour.adapt(state["optimiser"]))
+            self.behaviour.load_state_dict(state)
         self.learn = self._recorded()  # a recording knows the old tensors
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        """World model and behaviour; the critic apart where it takes steps of its own. Action values are not here."""
-        model: dict[str, Any] = {"params": list(self.world_model.parameters())}
-        if self.action_values is not None:
-            return [model]
-        actor, critic = list(self.actor.parameters()), list(self.critic.parameters())
-        behaviour = [[*actor, *critic]] if self.config.critic_updates == 1 else [actor, critic]
-        lr = self.config.behaviour_lr or self.config.lr
-        return [model, *({"params": params, "lr": lr} for params in behaviour)]
-
-
-CRITIC = 2
-"""Its place among the parameter groups."""
-
-
-def _with_critic_apart(state: dict[str, Any], actor: int) -> dict[str, Any]:
-    """An optimiser's state, also of a run that has actor (so many parameters) and critic in one group."""
-    groups = state["param_groups"]
-    if len(groups) > CRITIC:
-        return state
-    model, behaviour = groups
-    parts = [{**behaviour, "params": part} for part in (behaviour["params"][:actor], behaviour["params"][actor:])]
-    return {**state, "param_groups": [model, *parts]}
 
 
 # ---- presets: functions that return a configuration -------------------------------------------------

@@ -220,10 +220,10 @@ def test_pathwise_gradients_are_those_of_the_imagined_return(monkeypatch: pytest
         torch.manual_seed(1)
         with torch.no_grad():
             bias.add_(shift)
-        losses, _, _ = agent._behaviour_losses(*agent._imagine(agent.initial_state(64)))
+        losses, _, _ = agent.behaviour._behaviour_losses(*agent.behaviour._imagine(agent.initial_state(64)))
         with torch.no_grad():
             bias.sub_(shift)
-        assert agent.returns.scale == 1
+        assert agent.behaviour.returns.scale == 1
         return losses["policy"].mean()
 
     (slope,) = torch.autograd.grad(value(), [bias])
@@ -239,7 +239,7 @@ def test_a_subset_of_the_starts_is_imagined_from() -> None:
     assert isinstance(agent, Dreamer)
     steps = experience.replay.sample(B, T).steps
     _, states = agent.world_model.loss(steps, agent.initial_state(B))
-    chosen, start = agent._choose_starts(states)
+    chosen, start = agent.behaviour._choose_starts(states)
     assert torch.equal(start["deter"], states["deter"].flatten(0, 1)[chosen])
     assert len(set(chosen.tolist())) == 5 and chosen.min() >= 0 and chosen.max() < B * T
     losses, *_ = agent.losses(steps, agent.initial_state(B))
@@ -250,7 +250,7 @@ def test_a_subset_of_the_starts_is_imagined_from() -> None:
     features = torch.randn(B, T, agent.world_model.feature_size)
     steps.is_last[:] = steps.is_terminal[:] = False
     chosen = torch.tensor([T - 1, 2 * T + 3])
-    low, high = (agent._replay_value_loss(features, steps, chosen, torch.full((2,), x)) for x in (1.0, 7.0))
+    low, high = (agent.behaviour._replay_value_loss(features, steps, chosen, torch.full((2,), x)) for x in (1.0, 7.0))
     changed = low != high
     assert changed.any(1).tolist() == [True, False, True, False]
     assert changed[0].all() and changed[2].tolist() == [True] * 3 + [False] * (T - 4)
@@ -281,8 +281,8 @@ def test_critic_updates_carry_a_reward_further_along_a_rollout() -> None:
     rollout = Imagined(features, torch.zeros(2, 4, 1), torch.tensor([[0.0, 0, 0, 9]] * 2), torch.full((2, 4), 0.99))
     values = []
     for _ in range(40):
-        agent._fit_critic(rollout)
-        values.append(SymexpTwoHot(agent.critic(features)).mean[0, 0].item())
+        agent.behaviour._fit_critic(rollout, agent.optimiser)
+        values.append(SymexpTwoHot(agent.behaviour.critic(features)).mean[0, 0].item())
     assert values[0] < 0.5 < 5 < values[-1]
 
 
@@ -299,7 +299,7 @@ def test_a_run_can_go_on_with_critic_updates_that_it_began_without() -> None:
     model, behaviour = state["optimiser"]["param_groups"]
     places = [group["params"] for group in loaded["param_groups"]]
     assert len(places) == 3 and places[0] == model["params"] and places[1] + places[2] == behaviour["params"]
-    assert len(places[1]) == len(list(agent.actor.parameters()))
+    assert len(places[1]) == len(list(agent.behaviour.actor.parameters()))
     assert all(torch.equal(loaded["state"][k]["mu"], state["optimiser"]["state"][k]["mu"]) for k in loaded["state"])
     again.update(experience.replay)
 
@@ -383,14 +383,14 @@ def test_the_noise_drives_what_is_explored_and_the_mode_leaves_it_alone() -> Non
     state = {**experience.state, "noise": torch.full_like(experience.state["noise"], 2.0)}
     torch.manual_seed(0)
     action, after = agent.act(step, state, explore=True)
-    policy = agent.actor(agent.world_model.dynamics.features(after))
+    policy = agent.behaviour.actor(agent.world_model.dynamics.features(after))
     assert torch.equal(after["noise"], state["noise"])
     torch.testing.assert_close(action, policy.mean + 2 * policy.std)
     assert policy.std.min() >= 0.4
     torch.manual_seed(0)
     action, after = agent.act(step, state, explore=False)
     assert torch.equal(after["noise"], state["noise"])
-    policy = agent.actor(agent.world_model.dynamics.features(after))
+    policy = agent.behaviour.actor(agent.world_model.dynamics.features(after))
     torch.testing.assert_close(action, policy.mean)
 
 
@@ -403,7 +403,7 @@ def test_actions_are_drawn_or_the_mode(action_space: spaces.Space) -> None:
     for seed in range(20):
         torch.manual_seed(seed)
         action, after = agent.act(step, state, explore=False)
-        assert torch.equal(action, agent.actor(agent.world_model.dynamics.features(after)).mode)
+        assert torch.equal(action, agent.behaviour.actor(agent.world_model.dynamics.features(after)).mode)
         drawn.append(agent.act(step, state, explore=True)[0])
     assert torch.stack(drawn).std(0).max() > 0.2
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from agents.action_values import ActionValues
 from agents.dreamer import Dreamer, DreamerConfig, debug
 from mbrl.cuda_graph import CudaGraph, tensors
 from mbrl.replay import Replay, ReplayConfig
@@ -75,8 +76,8 @@ def test_action_values_stay_on_the_device() -> None:
     """Not recorded, since each step draws its own batch; but nothing waits in it."""
     config = replace(CONFIG, actor_gradient="action_values")
     agent = Dreamer(config, spaces.Dict(VECTOR), BOX, "meta")
-    values, steps = agent.action_values, random_steps(VECTOR, BOX, "meta")[:, :2]
-    assert values is not None
+    values, steps = agent.behaviour, random_steps(VECTOR, BOX, "meta")[:, :2]
+    assert isinstance(values, ActionValues)
     state = agent.world_model.dynamics.initial_state(B)
     states = {name: value.unsqueeze(1).expand(B, 2, *value.shape[1:]) for name, value in state.items()}
     for first in (nullcontext, StaysThere):

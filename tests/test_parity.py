@@ -212,7 +212,8 @@ class Golden:
         parameters = translate(self.case, self.part("param/"))
         assert set(parameters) == {name for name, _ in agent.modules.named_parameters()}
         agent.modules.load_state_dict(parameters)
-        agent.returns.low, agent.returns.high = self["retnorm/lo"].clone(), self["retnorm/hi"].clone()
+        agent.behaviour.returns.low = self["retnorm/lo"].clone()
+        agent.behaviour.returns.high = self["retnorm/hi"].clone()
         return agent
 
 
@@ -309,12 +310,12 @@ def test_imagination(case: str, double: bool) -> None:
     golden = Golden(case, double)
     agent = golden.agent()
     start = {"deter": golden["post/deter"].flatten(0, 1), "stoch": golden["post/stoch"].flatten(0, 1)}
-    imagined, policy = agent._imagine(start)
-    _, returns, _ = agent._behaviour_losses(imagined, policy)
+    imagined, policy = agent.behaviour._imagine(start)
+    _, returns, _ = agent.behaviour._behaviour_losses(imagined, policy)
     value, slow_value = (
-        SymexpTwoHot(net(imagined.features)).mean for net in (agent.critic, agent.slow_critic)
+        SymexpTwoHot(net(imagined.features)).mean for net in (agent.behaviour.critic, agent.behaviour.slow_critic)
     )
-    actor = agent.actor(imagined.features)
+    actor = agent.behaviour.actor(imagined.features)
     mine = {
         "img/feat": imagined.features,
         "img/action/action": imagined.action,
@@ -324,8 +325,8 @@ def test_imagination(case: str, double: bool) -> None:
         "img/slowval": slow_value,
         "img/ret": returns,
         "img/weight": imagined.proceed.cumprod(1),
-        "img/retnorm_offset": agent.returns.low,
-        "img/retnorm_scale": agent.returns.scale,
+        "img/retnorm_offset": agent.behaviour.returns.low,
+        "img/retnorm_scale": agent.behaviour.returns.scale,
         "img/entropy/action": actor.entropy()[:, :-1],
         "img/logpi": actor.log_prob(imagined.action)[:, :-1],
     }
@@ -334,7 +335,7 @@ def test_imagination(case: str, double: bool) -> None:
     expected = {key: golden[key] for key in mine}
     expected["img/action/action"] = golden.actions(expected["img/action/action"])
     errors = {key: error(x, expected[key]) for key, x in mine.items()}
-    errors["img/adv"] = error((returns - value[:, :-1]) / agent.returns.scale, golden["img/adv"])
+    errors["img/adv"] = error((returns - value[:, :-1]) / agent.behaviour.returns.scale, golden["img/adv"])
     largest(errors, 1e-12 if double else 1e-5)
 
 
@@ -396,8 +397,8 @@ def test_updates(case: str, setting: str, double: bool, monkeypatch: pytest.Monk
         for name, expected in later.part(f"{setting}/lossmean/").items():
             key = f"train/loss/rec_{name}" if name in replay.steps.obs else f"train/loss/{name}"
             errors[f"{name} {n}"] = error(torch.as_tensor(metrics[key]) / SCALES.get(name, 1.0), expected[n])
-        errors[f"low {n}"] = error(agent.returns.low, later[f"{setting}/retnorm_lo"][n + 1])
-        errors[f"high {n}"] = error(agent.returns.high, later[f"{setting}/retnorm_hi"][n + 1])
+        errors[f"low {n}"] = error(agent.behaviour.returns.low, later[f"{setting}/retnorm_lo"][n + 1])
+        errors[f"high {n}"] = error(agent.behaviour.returns.high, later[f"{setting}/retnorm_hi"][n + 1])
         for name, expected in translate(case, later.part(f"{setting}/param{n + 1}/")).items():
             parameter = agent.modules.get_parameter(name)
             if updates == 3:

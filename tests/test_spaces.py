@@ -123,11 +123,12 @@ def test_an_agent_of_a_mixed_action_explores_and_learns(gradient: str) -> None:
         assert (action[:, 1:3].sum(-1) == 1).all() and (action[:, 3:].sum(-1) == 1).all()
         replay.add(step, agent.latents(state))
         step = driver.step(action)
-    before = [p.detach().clone() for p in agent.actor.out.parameters()]
+    outputs = list(agent.behaviour.actor.out.parameters())
+    before = [p.detach().clone() for p in outputs]
     for _ in range(5):  # the first rewards are predicted as exactly 0
         metrics = agent.update(replay)
     assert np.isfinite(float(metrics["train/loss/total"]))
-    assert all(not torch.equal(old, new) for old, new in zip(before, agent.actor.out.parameters(), strict=True))
+    assert all(not torch.equal(old, new) for old, new in zip(before, outputs, strict=True))
     mode, _ = agent.act(step, state, explore=False)
     assert (mode[:, 1:3].sum(-1) == 1).all()
 
