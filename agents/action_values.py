@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mbrl.distributions import SquashedNormal
+from mbrl.errors import UserError
 from mbrl.interfaces import Imagined, State
 from mbrl.networks import ResidualEnsemble
 from mbrl.optim import LaProp, track
@@ -64,6 +65,19 @@ class ActionValueConfig:
     """What the policy's entropy should be: nats for each continuous dimension."""
 
 
+def _check(config: ActionValueConfig) -> None:
+    """Raises:
+    UserError: a number that nothing could be done with.
+    """
+    least = {"critic_steps": 1, "actor_every": 1, "batch_size": 1, "dream": 0, "critics": 1, "units": 1, "horizon": 1}
+    for name, value in least.items():
+        if getattr(config, name) < value:
+            option = f"--config.action-values.{name.replace('_', '-')}"
+            raise UserError(f"{option} is {getattr(config, name)}; it must be at least {value}")
+    if config.temperature <= 0:
+        raise UserError(f"--config.action-values.temperature is {config.temperature}; it must be above 0")
+
+
 class SoftActor(nn.Module):
     """What is seen (n, X) -> a distribution over actions (n, A)."""
 
@@ -83,9 +97,13 @@ class ActionValues:
         world_model: whose dreams the actor learns in.
         actions: A, all continuous.
         device: where the networks live.
+
+    Raises:
+        UserError: a number of ``config`` that nothing could be done with.
     """
 
     def __init__(self, config: ActionValueConfig, world_model: WorldModel, actions: int, device: torch.device):
+        _check(config)
         self.config, self.world_model, self.device = config, world_model, device
         self.discount = 1 - 1 / config.horizon
         size = world_model.encoder.view.size + (world_model.feature_size if config.memory else 0)

@@ -21,6 +21,7 @@ from torch import Tensor
 from agents.action_values import ActionValueConfig, ActionValues
 from agents.dreamer import Dreamer, DreamerConfig, debug, laptop
 from mbrl.distributions import SquashedNormal
+from mbrl.errors import UserError
 from mbrl.evaluation import evaluate
 from mbrl.steps import Steps
 
@@ -103,6 +104,16 @@ def test_elsewhere_the_next_best_gradient_is_taken(observations: Any, actions: A
     assert isinstance(agent.behaviour, ActionValues) == used
     assert used or agent.behaviour.pathwise == isinstance(actions, spaces.Box)
     assert laptop().agent.actor_gradient == "action_values"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [({"actor_every": 0}, "actor-every is 0; it must be at least 1"), ({"dream": -1}, "dream is -1"),
+     ({"temperature": 0.0}, "temperature is 0.0; it must be above 0")],
+)  # fmt: skip
+def test_numbers_that_nothing_could_be_done_with_are_refused(option: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Dreamer(configured(**option), VECTOR, BOX)
 
 
 def test_memory_adds_the_state_of_the_world_model() -> None:
