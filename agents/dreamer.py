@@ -51,11 +51,11 @@ class DreamerConfig:
     starts: int | None = None
     """N: imagined rollouts, from states drawn among the B T replayed ones; None: from all of them."""
     actor_gradient: str = "reinforce"
-    """"reinforce"; where all actions are continuous also "pathwise", through the imagined dynamics; where there are
-    no pictures either also "action_values", at imagined states: a critic of actions, learnt from replayed rewards, then
-    takes the place of the one below. Where one cannot be, the one before it is taken."""
+    """How the actor learns: "reinforce"; "pathwise", through the imagined dynamics (all actions continuous); or
+    "action_values", at imagined states, from a critic of actions that learns from replayed rewards (besides, no
+    pictures). Where one cannot be, the one before it is taken."""
     action_values: ActionValueConfig = field(default_factory=ActionValueConfig)
-    """Actor and critics where that is "action_values"; of what follows they share noise and learning of the model."""
+    """Actor and critics of "action_values"; of what follows down to ``repval_scale`` only the noise is theirs, too."""
     actor_layers: int = 3
     """Hidden layers of the actor, as wide as the model's heads."""
     critic_layers: int = 3
