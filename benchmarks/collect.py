@@ -68,7 +68,7 @@ def rows_of(entries: Iterable[Entry], earlier: Sequence[Row] = ()) -> list[Row]:
         more = {name: status.get(name) for name in ("parameters", "peak_memory_mb")}
         for line in entry["evaluations"]:
             score = {name: line[name] for name in ("step", "mode", "mean", "std", "episodes")}
-            row = {**run, **score, "wall_s": line["wall"], "commit": status.get("git")}
+            row = {**run, **score, "wall_s": line["wall"], "commit": line.get("commit", status.get("git"))}
             row |= {"preset": entry["config"].get("preset"), "updates": line.get("updates"), **more}
             if row["updates"] is not None and "flops_per_update" in status:
                 row["flops"] = row["updates"] * status["flops_per_update"]

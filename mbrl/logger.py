@@ -3,7 +3,7 @@
 ``metrics.jsonl``  every scalar: {"step": 2000, "train/loss/dyn": 1.2, ...}; curves over a horizon as lists.
 ``scores.jsonl``   training episodes, in the form Dreamer's own plotting reads
                    ({"step", "episode/score", "episode/length"}), and evaluations
-                   ({"step", "mode", "mean", "std", "episodes", "returns", "wall"}).
+                   ({"step", "mode", "mean", "std", "episodes", "returns", "wall", "commit"}).
 
 The x axis is environment steps, action repeat included. Every line is valid JSON and is flushed at
 once; NaN and infinity become null. A resumed run cuts what had run ahead of its checkpoint.
@@ -39,7 +39,10 @@ class Sink(Protocol):
 
 
 class Logger:
-    """Writes a run's metrics and scores. ``resume_step=None`` starts a new run in ``directory``."""
+    """Writes a run's metrics and scores. ``resume_step=None`` starts a new run in ``directory``.
+
+    Every evaluation names the ``commit``, where there is one: a run may go on with another.
+    """
 
     def __init__(
         self,
@@ -49,8 +52,9 @@ class Logger:
         wall_offset: float = 0.0,
         sinks: Sequence[str] = ("tensorboard",),
         episode_window: int = 100,
+        commit: str | None = None,
     ) -> None:
-        self.directory = Path(directory)
+        self.directory, self._commit = Path(directory), commit
         self.directory.mkdir(parents=True, exist_ok=True)
         modules = {name: _import_sink(name) for name in sinks}  # a missing package stops us before any cut
         for path in (self.directory / name for name in FILES):
@@ -104,8 +108,9 @@ class Logger:
             raise ValueError(f"needs mode 'mode' or 'sample' and at least one return: {mode!r}, {values}")
         with np.errstate(invalid="ignore"):
             mean, std = float(values.mean()), float(values.std())
-        line = {"step": int(step), "mode": mode, "mean": mean, "std": std, "episodes": len(values)}
-        _write_line(self._scores, {**line, "returns": values.tolist(), "wall": round(self.wall, 3)})
+        line: dict[str, Any] = {"step": int(step), "mode": mode, "mean": mean, "std": std, "episodes": len(values)}
+        line |= {"returns": values.tolist(), "wall": round(self.wall, 3)}
+        _write_line(self._scores, line | ({} if self._commit is None else {"commit": self._commit}))
         self.scalars(step, {"eval/mean_reward" if mode == "mode" else "eval/sample_mean_reward": mean})
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ import yaml
 import envs
 from agents import make_agent
 from mbrl.checkpoint import Checkpoint, flatten
+from mbrl.commit import git_commit
 from mbrl.driver import read_action_repeat
 from mbrl.errors import UserError
 from mbrl.interfaces import Agent, OwnLoop
@@ -81,7 +82,7 @@ def run(options: Options[Any, Any], resume: Checkpoint | None) -> int:
         resume_step, wall = (None, 0.0) if resume is None else (resume.step, resume.wall)
         with (
             only_writer(directory),  # before anything there is touched
-            Logger(directory, resume_step, wall_offset=wall, sinks=options.sinks) as log,
+            Logger(directory, resume_step, wall_offset=wall, sinks=options.sinks, commit=git_commit()) as log,
             Screen(lines) as screen,
         ):
             write_atomically(directory / "config.yaml", yaml.safe_dump(options.plain(), sort_keys=False))

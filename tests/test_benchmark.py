@@ -332,6 +332,8 @@ def test_scores_keep_the_commit_that_made_them(tmp_path: Path) -> None:
     earlier = collect.rows_of(collect.read_entries(tmp_path))
     kept = collect.rows_of(entries, [{**earlier[0], "commit": "old"}])
     assert [row["commit"] for row in kept] == ["old", "new"]
+    entries[0]["evaluations"][1]["commit"] = "its own"
+    assert [row["commit"] for row in collect.rows_of(entries)] == ["new", "its own"]
 
 
 def test_stored_results_can_be_read() -> None:

@@ -56,6 +56,13 @@ def test_episodes_and_evaluations(tmp_path):
     assert metrics[3:] == [{"step": 300, "eval/mean_reward": 2}, {"step": 300, "eval/sample_mean_reward": 5}]
 
 
+def test_evaluations_name_the_commit_that_scored_them(tmp_path):
+    for resume, commit in ((None, "old"), (10, "new")):
+        with Logger(tmp_path, resume, sinks=(), commit=commit) as log:
+            log.evaluation(10 if resume is None else 20, "mode", [1.0])
+    assert [line["commit"] for line in lines(tmp_path / "scores.jsonl")] == ["old", "new"]
+
+
 def test_resume_cuts_what_ran_ahead_and_torn_lines(tmp_path):
     with Logger(tmp_path, sinks=()) as log:
         for step in (10, 20, 30):
