@@ -54,7 +54,7 @@ class Logger:
         episode_window: int = 100,
         commit: str | None = None,
     ) -> None:
-        self.directory, self._commit = Path(directory), commit
+        self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         modules = {name: _import_sink(name) for name in sinks}  # a missing package stops us before any cut
         for path in (self.directory / name for name in FILES):
@@ -66,6 +66,7 @@ class Logger:
             if isinstance(line.get("episode/score"), (int, float)):
                 self._recent.append((line["episode/score"], line.get("episode/length") or 0))
         self._begin = time.monotonic() - wall_offset
+        self._origin = {} if commit is None else {"commit": commit}
 
     @property
     def wall(self) -> float:
@@ -108,9 +109,8 @@ class Logger:
             raise ValueError(f"needs mode 'mode' or 'sample' and at least one return: {mode!r}, {values}")
         with np.errstate(invalid="ignore"):
             mean, std = float(values.mean()), float(values.std())
-        line: dict[str, Any] = {"step": int(step), "mode": mode, "mean": mean, "std": std, "episodes": len(values)}
-        line |= {"returns": values.tolist(), "wall": round(self.wall, 3)}
-        _write_line(self._scores, line | ({} if self._commit is None else {"commit": self._commit}))
+        line = {"step": int(step), "mode": mode, "mean": mean, "std": std, "episodes": len(values)}
+        _write_line(self._scores, {**line, "returns": values.tolist(), "wall": round(self.wall, 3), **self._origin})
         self.scalars(step, {"eval/mean_reward" if mode == "mode" else "eval/sample_mean_reward": mean})
 
     def close(self) -> None:
