@@ -86,9 +86,9 @@ class Chart:
         """The SVG for a page whose style has the variables."""
         return inline_svg(self._render("svg", MARKERS).decode(), MARKERS)
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, kinds: Sequence[str] = ("svg", "png")) -> None:
         """NAME.svg and NAME.png."""
-        for kind in ("svg", "png"):
+        for kind in kinds:
             (directory / f"{self.name}.{kind}").write_bytes(self._render(kind, LIGHT))
 
     def _render(self, kind: str, colours: Colours) -> bytes:
@@ -125,14 +125,10 @@ def colour_of(summary: Summary, agent: str) -> str:
 # ---- over tasks ----------------------------------------------------------------------------------
 
 
-def aggregate_curves(summary: Summary) -> Chart | None:
-    """IQM of normalised scores against steps; None where tasks were not evaluated at the same steps."""
-    common = summary.common
-    curves = {}
-    for agent in summary.agents if common else []:
-        steps = sorted(set.intersection(*(set(task.curves[agent].steps) for task in common)))
-        if len(steps) > 1:
-            curves[agent] = [(step, _iqm_at(common, agent, step)) for step in steps]
+def aggregate_curves(summary: Summary, name: str = "IQM") -> Chart | None:
+    """An aggregate of normalised scores against steps; None where tasks were not evaluated at the same steps."""
+    found = {agent: summary.along(agent, name) for agent in summary.agents}
+    curves = {agent: points for agent, points in found.items() if len(points) > 1}
     if not curves:
         return None
 
@@ -142,11 +138,13 @@ def aggregate_curves(summary: Summary) -> Chart | None:
             x = [step for step, _ in points]
             _line(panel, summary, agent, colours, x, *_bounds([interval for _, interval in points]))
         panel.set_xlabel("environment steps")
-        panel.set_ylabel("IQM of normalised scores")
+        panel.set_ylabel(f"{name} of normalised scores")
+        panel.set_ylim(bottom=min(0.0, panel.get_ylim()[0]))
         _steps_axis(panel, 8)
         _legend(panel, colours)
 
-    caption = f"Interquartile mean over {_tasks(common)} and all runs, normalised; bands: 95 % stratified bootstrap."
+    over = "Interquartile mean" if name == "IQM" else name.capitalize()
+    caption = f"{over} over {_tasks(summary.common)} and all runs, normalised; bands: 95 % stratified bootstrap."
     return Chart("aggregate-curve", "All tasks together", caption, 3.4, draw)
 
 
@@ -349,11 +347,6 @@ def _rows(panel: Axes, names: Sequence[str], colours: Colours) -> None:
 def _bounds(intervals: Sequence[statistics.Interval]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     value, low, high = np.array([(one.value, one.low, one.high) for one in intervals]).T
     return value, low, high
-
-
-def _iqm_at(tasks: Sequence[Task], agent: str, step: float) -> statistics.Interval:
-    scores = [task.scale.normalise(task.curves[agent].at(step)) for task in tasks]
-    return statistics.aggregate(statistics.iqm, scores)
 
 
 def _steps_axis(panel: Axes, ticks: int) -> None:

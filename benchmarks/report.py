@@ -91,7 +91,7 @@ def write_report(
 
 
 def tables(summary: Summary) -> list[Table]:
-    found = [_aggregate_table(summary), _steps_table(summary), *map(_scores_table, summary.tasks)]
+    found = [_aggregate_table(summary), means_table(summary), steps_table(summary), *map(_scores_table, summary.tasks)]
     return [table for table in found if table is not None]
 
 
@@ -108,12 +108,28 @@ def _aggregate_table(summary: Summary) -> Table | None:
     return Table("All tasks together", ("agent", *names, "P(improvement)"), rows, note)
 
 
+def means_table(summary: Summary) -> Table | None:
+    """The mean over tasks at every step at which all of them were evaluated; None where there is no such step."""
+    found = {agent: dict(summary.along(agent, "mean")) for agent in summary.agents}
+    steps = sorted({step for points in found.values() for step in points})
+    if not steps:
+        return None
+    rows = [
+        (agent, *(_two_digits(points[step]) if step in points else "" for step in steps))
+        for agent, points in found.items()
+    ]
+    header = ("after environment steps", *(f"{step:,.0f}" for step in steps))
+    over = _count(len(summary.common), "task")
+    note = f"Mean normalised scores over {over} with 95 % stratified bootstrap intervals."
+    return Table("All tasks together, on the way", header, rows, note)
+
+
 def _two_digits(found: Interval) -> str:
     interval = "(n=1: no interval)" if found.n == 1 else f"[{found.low:.2f}, {found.high:.2f}]"
     return f"{found.value:.2f} {interval}"
 
 
-def _steps_table(summary: Summary) -> Table | None:
+def steps_table(summary: Summary) -> Table | None:
     """Per task: the median steps of each agent, and the ratio to each comparator."""
     agents = summary.agents
     rows = []
@@ -327,4 +343,3 @@ def markdown(
     for table in [*found["numbers"], *found["runs"]]:
         lines += table.markdown()
     return "\n".join([*lines, "## Method", "", METHOD, ""])
-

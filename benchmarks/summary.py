@@ -138,6 +138,13 @@ class Summary:
         """The tasks that every agent was run on."""
         return [task for task in self.tasks if len(task.curves) == len(self.agents)]
 
+    def along(self, agent: str, name: str) -> list[tuple[float, Interval]]:
+        """An aggregate of AGGREGATES over the common tasks, at every step at which all of them were evaluated."""
+        curves = [(task.scale, task.curves[agent]) for task in self.common]
+        steps = sorted(set.intersection(*(set(one.steps) for _, one in curves))) if curves else []
+        scores = {step: [scale.normalise(one.at(step)) for scale, one in curves] for step in steps}
+        return [(step, statistics.aggregate(AGGREGATES[name], found)) for step, found in scores.items()]
+
 
 def summarise(title: str, rows: Sequence[Row], entries: Sequence[Entry], agents: Sequence[str]) -> Summary:
     """``agents`` in order, the judged one first; those without a score are left out.

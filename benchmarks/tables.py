@@ -30,9 +30,12 @@ class Table:
 
     def markdown(self) -> list[str]:
         """Lines: a heading, the table, the note."""
+        return [f"## {self.title}", "", *self.grid(), "", self.note, ""]
+
+    def grid(self) -> list[str]:
+        """Lines of Markdown: the table alone."""
 
         def line(cells: Sequence[str]) -> str:
             return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
-        rows = [line(self.header), line(["---"] * len(self.header)), *map(line, self.rows)]
-        return [f"## {self.title}", "", *rows, "", self.note, ""]
+        return [line(self.header), line(["---"] * len(self.header)), *map(line, self.rows)]
