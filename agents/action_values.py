@@ -1,13 +1,16 @@
-"""Behaviour by action values: a critic Q(x, a) of real rewards, and an actor that learns from it in dreams.
+"""Behaviour by action values: a critic Q(x, a) of real and dreamt rewards, and an actor that learns from it in dreams.
 
-    critic   y = r + d (mean_k Q'_k(x', a') - alpha ln pi(a' | x')),  a' ~ pi(x'),  on replayed steps
+    critic   y = r + d (mean_k Q'_k(x', a') - alpha ln pi(a' | x')),  a' ~ pi(x'),  on replayed and dreamt steps
     actor    max  mean_k Q_k(x_h, a) - alpha ln pi(a | x_h),          a ~ pi(x_h),  at dreamt x_0 ... x_H
 
 A model that errs a little misleads a critic that learns in it, and a policy goes where it errs; replayed rewards do
 not err, and many steps on them cost little. What the actor is to do where its own actions lead, only the model can ask.
+And a critic that has only seen what was done promises as much everywhere else: some of its transitions are dreamt, and
+half of the dreams wander off the policy's path, so that it learns what is lost there.
 Sources: the entropy is that of soft actor-critic (Haarnoja et al., 2018); norms, a mean over the critics instead of
 their minimum, and many steps from BRO (Nauman et al., NeurIPS 2024); a critic of replayed steps with an actor in
-short dreams from SAC-SVG (Amos et al., L4DC 2021). What each is worth here is in benchmarks/EFFICIENCY.md.
+short dreams from SAC-SVG (Amos et al., L4DC 2021); a share of dreamt steps for a critic from MAD-TD (Voelcker et al.,
+ICLR 2025). What each is worth here is in benchmarks/EFFICIENCY.md.
 
 Letters: M transitions, N dreams, H dreamt steps, K critics, X what actor and critics see, A action, F features.
 """
@@ -18,7 +21,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +36,8 @@ from mbrl.steps import Steps
 from mbrl.world_model import WorldModel, frozen
 
 Metrics = dict[str, Tensor | float]
+WANDERING = 0.8
+"""Correlation of the noise in dreams from one step to the next."""
 Restore = Callable[[dict[str, Tensor]], State]
 """The agent's states from what the replay keeps of them."""
 
@@ -44,9 +49,15 @@ class ActionValueConfig:
     actor_every: int = 4
     """The actor takes a step with the first of so many of theirs."""
     batch_size: int = 128
-    """M: replayed transitions of a step; also N (H + 1), the states that the actor learns at."""
-    dream: int = 2
+    """M: transitions of a step; the states that the actor learns at are as many."""
+    dreamt: int = 64
+    """Of them, those out of dreams; the others are replayed."""
+    dreams: int = 64
+    """N: dreams of an update of the agent, begun from replayed states."""
+    dream: int = 6
     """H: dreamt steps."""
+    wander: float = 1.0
+    """Deviation of the noise on the actions of every second dream, so that it leaves the policy's path."""
     horizon: float = 50.0
     """Decisions that the discount d = 1 - 1/horizon looks ahead."""
     memory: bool = False
@@ -69,13 +80,35 @@ def _check(config: ActionValueConfig) -> None:
     """Raises:
     UserError: a number that nothing could be done with.
     """
-    least = {"critic_steps": 1, "actor_every": 1, "batch_size": 1, "dream": 0, "critics": 1, "units": 1, "horizon": 1}
-    for name, value in least.items():
-        if getattr(config, name) < value:
+    counts = ("critic_steps", "actor_every", "batch_size", "dreams", "dream", "critics", "units", "horizon")
+    for name, least in {**dict.fromkeys(counts, 1), "dreamt": 0, "wander": 0}.items():
+        if getattr(config, name) < least:
             option = f"--config.action-values.{name.replace('_', '-')}"
-            raise UserError(f"{option} is {getattr(config, name)}; it must be at least {value}")
+            raise UserError(f"{option} is {getattr(config, name)}; it must be at least {least}")
+    if config.dreamt >= config.batch_size:
+        raise UserError(
+            f"--config.action-values.dreamt is {config.dreamt}; it must be below the batch size, {config.batch_size}, "
+            "so that real rewards are learnt from"
+        )
     if config.temperature <= 0:
         raise UserError(f"--config.action-values.temperature is {config.temperature}; it must be above 0")
+
+
+class Transitions(NamedTuple):
+    """M steps from what was seen, by an action, to what was seen next."""
+
+    x: Tensor
+    """(M, X)."""
+    action: Tensor
+    """(M, A)."""
+    reward: Tensor
+    """(M,)."""
+    proceed: Tensor
+    """(M,): probability that the episode is not over."""
+    next_x: Tensor
+    """(M, X)."""
+    weight: Tensor
+    """(M,): 0 where there was no such step, in a dream the probability of getting there."""
 
 
 class SoftActor(nn.Module):
@@ -156,39 +189,64 @@ class ActionValues:
 
     def update(self, replay: Replay, restore: Restore) -> Metrics:
         """The steps that go with one of the world model."""
+        config, steps = self.config, self.config.critic_steps
         metrics: Metrics = {}
-        for k in range(self.config.critic_steps):
-            batch = replay.draw(self.config.batch_size, 2)
-            metrics |= self._fit_critics(batch.steps.to(self.device), restore(batch.latents))
-            if k % self.config.actor_every == 0:
-                starts = replay.draw(max(1, self.config.batch_size // (self.config.dream + 1)), 1)
-                metrics |= self._improve_actor(starts.steps.to(self.device), restore(starts.latents))
+        starts, batch = replay.draw(config.dreams, 1), replay.draw(steps * (config.batch_size - config.dreamt), 2)
+        seen, dreamt = self._dream(starts.steps.to(self.device), restore(starts.latents))
+        real = self._replayed(batch.steps.to(self.device), restore(batch.latents))
+        self.reward_scale.copy_(torch.maximum(self.reward_scale, real.reward.abs().max()))
+        picked = self._pick(steps * config.dreamt, len(dreamt.x))
+        parts = [torch.cat([_split(r, steps), _split(d[picked], steps)], 1) for r, d in zip(real, dreamt, strict=True)]
+        for k, transitions in enumerate(map(Transitions, *parts)):
+            metrics |= self._fit_critics(transitions)
+            if k % config.actor_every == 0:
+                metrics |= self._improve_actor(seen[self._pick(config.batch_size, len(seen))])
         return metrics
 
-    def _fit_critics(self, steps: Steps, states: State) -> Metrics:
-        """A gradient step on transitions: steps and states (M, 2)."""
-        (before, x), (after, next_x) = (self._seen(steps, states, t) for t in range(2))
+    def _pick(self, n: int, among: int) -> Tensor:
+        return torch.randint(among, (n,), device=self.device)
+
+    def _replayed(self, steps: Steps, states: State) -> Transitions:
+        """Transitions (M,) from steps and states (M, 2)."""
+        before, after = steps[:, 0], steps[:, 1]
+        x, next_x = (self.see(step.obs, _at(states, t)) for t, step in enumerate((before, after)))
+        proceed, weight = (~after.is_terminal).float(), (~before.is_last).float()  # a last step is followed by a reset
+        return Transitions(x, after.action.clamp(-1, 1), after.reward, proceed, next_x, weight)
+
+    @torch.no_grad()
+    def _dream(self, steps: Steps, states: State) -> tuple[Tensor, Transitions]:
+        """Dreams from steps and states (N, 1): what is seen in them (N (H+1), X), and their transitions (N H)."""
+        model, start, state = self.world_model, steps[:, 0], _at(states, 0)
+        seen, actions, features = [self.see(start.obs, state)], [], []
+        noise = torch.randn_like(start.action)
+        apart = self.config.wander * (torch.arange(len(noise), device=self.device) % 2).unsqueeze(1)
+        for _ in range(self.config.dream):
+            actions.append((self.actor(seen[-1]).sample() + apart * noise).clamp(-1, 1))
+            noise = WANDERING * noise + math.sqrt(1 - WANDERING**2) * torch.randn_like(noise)
+            state = model.dynamics.step(state, actions[-1])
+            features.append(model.dynamics.features(state))
+            seen.append(self.see_dreamt(features[-1]))
+        reward, proceed = model.predict(torch.stack(features))  # (H, N)
+        proceed = (proceed / (1 - 1 / model.config.horizon)).clamp(max=1)  # the discount in it is the model's own
+        weight = torch.cat([(~start.is_terminal).float().unsqueeze(0), proceed[:-1]]).cumprod(0)
+        x, next_x = torch.cat(seen[:-1]), torch.cat(seen[1:])
+        dreamt = Transitions(x, torch.cat(actions), reward.flatten(), proceed.flatten(), next_x, weight.flatten())
+        return torch.cat(seen), dreamt
+
+    def _fit_critics(self, steps: Transitions) -> Metrics:
+        """A gradient step of the critics."""
         with torch.no_grad():
-            self.reward_scale.copy_(torch.maximum(self.reward_scale, after.reward.abs().max()))
-            action, log_prob = self.actor(next_x).sample_with_log_prob()
-            value = self._value(self.slow_critics, next_x, action).mean(0) - self.log_temperature.exp() * log_prob
-            live = self.discount * (~after.is_terminal).float()
-            target = after.reward / self.reward_scale + live * value
-        values = self._value(self.critics, x, after.action.clamp(-1, 1))
-        # From a last step nothing leads to the next one: that is a reset.
-        loss = ((~before.is_last).float() * (values - target).square()).mean(1).sum()
+            action, log_prob = self.actor(steps.next_x).sample_with_log_prob()
+            value = self._value(self.slow_critics, steps.next_x, action).mean(0) - self.log_temperature.exp() * log_prob
+            target = steps.reward / self.reward_scale + self.discount * steps.proceed * value
+        values = self._value(self.critics, steps.x, steps.action)
+        loss = (steps.weight * (values - target).square()).mean(1).sum()
         self._descend(1, loss)
         track(self.slow_critics, self.critics, self.config.slow_rate)
         return {"train/loss/value": loss.detach(), "train/value": self.reward_scale * values.detach().mean()}
 
-    def _seen(self, steps: Steps, states: State, t: int) -> tuple[Steps, Tensor]:
-        step = steps[:, t]
-        return step, self.see(step.obs, {name: value[:, t] for name, value in states.items()})
-
-    def _improve_actor(self, steps: Steps, states: State) -> Metrics:
-        """A gradient step of actor and temperature at states dreamt from replayed ones: steps and states (N, 1)."""
-        start = {name: value[:, 0] for name, value in states.items()}
-        x = self._dream(start, self.see(steps[:, 0].obs, start))
+    def _improve_actor(self, x: Tensor) -> Metrics:
+        """A gradient step of actor and temperature where x (M, X) is seen."""
         action, log_prob = self.actor(x).sample_with_log_prob()
         with frozen(self.critics):
             value = self._value(self.critics, x, action).mean(0)
@@ -198,15 +256,6 @@ class ActionValues:
         self._descend(2, self.log_temperature.exp() * (entropy - self.wanted_entropy))
         temperature = self.log_temperature.detach().exp()
         return {"train/loss/policy": loss.detach(), "train/entropy": entropy, "train/temperature": temperature}
-
-    @torch.no_grad()
-    def _dream(self, state: State, x: Tensor) -> Tensor:
-        """What the policy sees from the start states (N,), where it sees x (N, X), and H steps on: (N (H+1), X)."""
-        seen = [x]
-        for _ in range(self.config.dream):
-            state = self.world_model.dynamics.step(state, self.actor(seen[-1]).sample())
-            seen.append(self.see_dreamt(self.world_model.dynamics.features(state)))
-        return torch.cat(seen)
 
     def _value(self, critics: nn.Module, x: Tensor, action: Tensor) -> Tensor:
         """(K, n): in units of the reward scale."""
@@ -227,3 +276,13 @@ class ActionValues:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for optimiser, stored in zip(self.optimisers, state["action_values"], strict=True):
             optimiser.load_state_dict(stored)
+
+
+def _at(states: State, t: int) -> State:
+    """(n, T) -> (n,)."""
+    return {name: value[:, t] for name, value in states.items()}
+
+
+def _split(part: Tensor, steps: int) -> Tensor:
+    """(steps n, ...) -> (steps, n, ...)."""
+    return part.unflatten(0, (steps, len(part) // steps))

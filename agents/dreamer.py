@@ -52,8 +52,8 @@ class DreamerConfig:
     """N: imagined rollouts, from states drawn among the B T replayed ones; None: from all of them."""
     actor_gradient: str = "reinforce"
     """How the actor learns: "reinforce"; "pathwise", through the imagined dynamics (all actions continuous); or
-    "action_values", at imagined states, from a critic of actions that learns from replayed rewards (besides, no
-    pictures). Where one cannot be, the one before it is taken."""
+    "action_values", at imagined states, from a critic of actions that learns from replayed and imagined rewards
+    (besides, no pictures). Where one cannot be, the one before it is taken."""
     action_values: ActionValueConfig = field(default_factory=ActionValueConfig)
     """Actor and critics of "action_values"; of what follows down to ``repval_scale`` only the noise is theirs, too."""
     actor_layers: int = 3
@@ -339,8 +339,8 @@ def laptop() -> Preset:
 
     Against ``reference``: small and short batches, few and short rollouts, learning rates 10 to 25 times
     higher, normalised vectors, a discount over 100 decisions. Where all actions are continuous, correlated noise to
-    explore by, and action values learnt from replayed rewards (agents/action_values.py), or, from pictures, pathwise
-    gradients. Where they are not, a critic that takes four steps where the rest takes one.
+    explore by, and action values learnt from replayed and dreamt rewards (agents/action_values.py), or, from pictures,
+    pathwise gradients. Where they are not, a critic that takes four steps where the rest takes one.
     """
     rssm = RSSMConfig(deter=256, hidden=64, free_nats=0.3)
     agent = DreamerConfig(
@@ -365,7 +365,7 @@ def laptop() -> Preset:
 def debug() -> Preset:
     """Everything runs, in seconds; nothing is learnt."""
     model = replace(sized(8), rssm=RSSMConfig(deter=16, stoch=4, classes=4, hidden=8, blocks=2), bins=15)
-    values = ActionValueConfig(critic_steps=2, actor_every=2, batch_size=8, units=8)
+    values = ActionValueConfig(critic_steps=2, actor_every=2, batch_size=8, dreamt=2, dreams=4, dream=2, units=8)
     agent = DreamerConfig(
         model=model, action_values=values, batch_size=4, batch_length=8, horizon=3, warmup=0, lr=1e-3
     )

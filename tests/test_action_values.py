@@ -18,14 +18,17 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from test_dreamer import BOX, Experience, identity, tiny
 from torch import Tensor
 
-from agents.action_values import ActionValueConfig, ActionValues
+from agents.action_values import ActionValueConfig, ActionValues, Transitions
 from agents.dreamer import Dreamer, DreamerConfig, debug, laptop
 from mbrl.distributions import SquashedNormal
 from mbrl.errors import UserError
 from mbrl.evaluation import evaluate
+from mbrl.interfaces import State
 from mbrl.steps import Steps
 
-SMALL = ActionValueConfig(critic_steps=4, actor_every=2, batch_size=12, units=16, horizon=5.0)
+SMALL = ActionValueConfig(
+    critic_steps=4, actor_every=2, batch_size=12, dreamt=3, dreams=6, dream=2, units=16, horizon=5.0
+)
 VECTOR = spaces.Dict({"mode": spaces.Discrete(3), "state": spaces.Box(-1, 1, (4,))})
 PICTURE = spaces.Dict({"image": spaces.Box(0, 255, (16, 16, 3), np.uint8)})
 
@@ -71,6 +74,12 @@ def drawn(agent: Dreamer, experience: Experience, size: int, length: int) -> tup
     return batch.steps, agent._restore(batch.latents)
 
 
+def replayed(agent: Dreamer, experience: Experience, size: int) -> Transitions:
+    values = agent.behaviour
+    assert isinstance(values, ActionValues)
+    return values._replayed(*drawn(agent, experience, size, 2))
+
+
 def test_learns_the_identity_task() -> None:
     """Random answers are worth 4, right ones 8."""
     torch.manual_seed(0)
@@ -108,7 +117,8 @@ def test_elsewhere_the_next_best_gradient_is_taken(observations: Any, actions: A
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [({"actor_every": 0}, "actor-every is 0; it must be at least 1"), ({"dream": -1}, "dream is -1"),
+    [({"actor_every": 0}, "actor-every is 0; it must be at least 1"), ({"dream": 0}, "dream is 0"),
+     ({"wander": -1.0}, "wander is -1.0; it must be at least 0"), ({"dreamt": 12}, "must be below the batch size, 12"),
      ({"temperature": 0.0}, "temperature is 0.0; it must be above 0")],
 )  # fmt: skip
 def test_numbers_that_nothing_could_be_done_with_are_refused(option: Any, message: str) -> None:
@@ -136,13 +146,26 @@ def test_memory_adds_the_state_of_the_world_model() -> None:
 # ---- the critics -------------------------------------------------------------------------------------
 
 
-def test_critics_learn_rewards_and_what_follows_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where slow critics say 10 of everything and entropy is worth nothing: r / scale + d 10, or r alone at an end."""
-    agent, values, experience = experienced(temperature=1e-9)
+def test_replayed_transitions_end_where_episodes_do() -> None:
+    """An end that is terminal is followed by nothing; from a last step no action leads on."""
+    agent, values, experience = experienced()
     steps, states = drawn(agent, experience, 200, 2)
-    after, valid = steps[:, 1], ~steps[:, 0].is_last
-    assert after.is_terminal.any() and (after.is_last & ~after.is_terminal).any() and not valid.all()
-    found: dict[str, Tensor] = {}
+    before, after = steps[:, 0], steps[:, 1]
+    assert after.is_terminal.any() and (after.is_last & ~after.is_terminal).any() and before.is_last.any()
+    made = values._replayed(steps, states)
+    assert torch.equal(made.proceed, (~after.is_terminal).float())
+    assert torch.equal(made.weight, (~before.is_last).float())
+    assert torch.equal(made.reward, after.reward) and torch.equal(made.action, after.action)
+    for seen, step in ((made.x, before), (made.next_x, after)):
+        assert torch.equal(seen, values.world_model.encoder.view(step.obs, lead=1))
+
+
+def test_critics_learn_rewards_and_what_follows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where slow critics say 10 of everything and entropy is worth nothing: r / scale + d p 10, weighted."""
+    agent, values, experience = experienced(temperature=1e-9)
+    n, found = 200, dict[str, Tensor]()
+    values.reward_scale.fill_(5)
+    steps = replayed(agent, experience, n)._replace(proceed=torch.rand(n), weight=torch.rand(n))
 
     def value(critics: Any, x: Tensor, action: Tensor) -> Tensor:
         if critics is values.slow_critics:
@@ -152,11 +175,30 @@ def test_critics_learn_rewards_and_what_follows_them(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(values, "_value", value)
     monkeypatch.setattr(values, "_descend", lambda part, loss: found.update(loss=loss))
-    values._fit_critics(steps, states)
-    assert values.reward_scale == 5
-    target = after.reward / 5 + torch.where(after.is_terminal, 0.0, 0.8 * 10)
+    values._fit_critics(steps)
+    target = steps.reward / 5 + steps.proceed * 0.8 * 10
     (slope,) = torch.autograd.grad(found["loss"], [found["value"]])
-    torch.testing.assert_close(slope, (-2 * target * valid / 200).expand(2, -1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(slope, (-2 * target * steps.weight / n).expand(2, -1), atol=1e-5, rtol=1e-4)
+
+
+def test_critics_learn_from_as_many_dreamt_steps_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the unit of values is the largest real reward."""
+    agent, values, experience = experienced()
+    dream, fitted, batches = values._dream, values._fit_critics, list[Transitions]()
+
+    def marked(*args: Any) -> tuple[Tensor, Transitions]:
+        seen, dreamt = dream(*args)
+        return seen, dreamt._replace(reward=torch.full_like(dreamt.reward, 77.0))
+
+    def keep(steps: Transitions) -> Any:
+        batches.append(steps)
+        return fitted(steps)
+
+    monkeypatch.setattr(values, "_dream", marked)
+    monkeypatch.setattr(values, "_fit_critics", keep)
+    agent.update(experience.replay)
+    assert [(len(batch.x), int((batch.reward == 77).sum())) for batch in batches] == [(12, 3)] * 4
+    assert values.reward_scale == 5
 
 
 def changed(before: dict[str, Tensor], agent: Dreamer) -> set[str]:
@@ -168,39 +210,65 @@ def test_each_step_changes_its_own_part() -> None:
     agent, values, experience = experienced()
     agent.update(experience.replay)
     before = copy.deepcopy(agent.modules.state_dict())
-    values._fit_critics(*drawn(agent, experience, 12, 2))
+    values._fit_critics(replayed(agent, experience, 12))
     assert changed(before, agent) == {"critic", "slow_critic"}
     before = copy.deepcopy(agent.modules.state_dict())
-    values._improve_actor(*drawn(agent, experience, 12, 1))
+    values._improve_actor(replayed(agent, experience, 12).x)
     assert changed(before, agent) == {"actor", "behaviour"}
     assert all(p.requires_grad for p in values.critics.parameters())
 
 
-# ---- the actor ---------------------------------------------------------------------------------------
+# ---- dreams ------------------------------------------------------------------------------------------
 
 
-def test_dreams_begin_with_what_was_seen_and_go_where_the_policy_leads() -> None:
-    agent, values, experience = experienced(dream=3)
-    steps, states = drawn(agent, experience, 5, 1)
+def test_dreams_begin_with_what_was_seen_and_follow_the_policy_or_wander(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, values, experience = experienced(dream=3, wander=50.0)
+    n, dynamics, model = 6, agent.world_model.dynamics, agent.world_model
+    path, advance = list[State](), dynamics.step
+
+    def recorded(state: State, action: Tensor) -> State:
+        path.append(advance(state, action))
+        return path[-1]
+
+    monkeypatch.setattr(dynamics, "step", recorded)
+    steps, states = drawn(agent, experience, n, 1)
     start = {name: value[:, 0] for name, value in states.items()}
-    x = values.see(steps[:, 0].obs, start)
-    torch.manual_seed(7)
-    seen = values._dream(start, x)
-    assert seen.shape == (4 * 5, 7) and torch.equal(seen[:5], x) and not seen.requires_grad
-    torch.manual_seed(7)
-    state, dynamics = start, agent.world_model.dynamics
+    seen, dreamt = values._dream(steps, states)
+    assert seen.shape == (4 * n, 7) and not seen.requires_grad
+    assert all(len(part) == 3 * n and not part.requires_grad for part in dreamt)
+    assert torch.equal(seen[:n], values.see(steps[:, 0].obs, start))
+    assert torch.equal(dreamt.x, seen[: 3 * n]) and torch.equal(dreamt.next_x, seen[n:])
+    actions = dreamt.action.unflatten(0, (3, n))
+    assert (actions[:, 1::2].abs() == 1).float().mean() > 0.8  # so much noise on every second dream, on the others none
+    assert (actions[:, ::2].abs() < 1).all()
     for h in range(3):
-        state = dynamics.step(state, values.actor(seen[5 * h : 5 * (h + 1)]).sample())
-        expected = agent.world_model.expected(dynamics.features(state))
-        torch.testing.assert_close(seen[5 * (h + 1) : 5 * (h + 2)], expected)
+        rows, features = slice(h * n, (h + 1) * n), dynamics.features(path[h])
+        torch.testing.assert_close(dreamt.next_x[rows], model.expected(features))
+        torch.testing.assert_close(dreamt.reward[rows], model.predict(features)[0])
+
+
+def test_dreamt_steps_weigh_what_the_dream_is_likely_to_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's continue without its own discount; nothing at all after a start that is terminal."""
+    agent, values, experience = experienced(dream=3)
+    steps, states = drawn(agent, experience, 40, 1)
+    model = agent.world_model
+    kept = 1 - 1 / model.config.horizon
+    monkeypatch.setattr(model, "predict", lambda x: (x[..., 0], torch.full(x.shape[:2], 0.5 * kept)))
+    weight = values._dream(steps, states)[1].weight.unflatten(0, (3, 40))
+    begun = ~steps[:, 0].is_terminal
+    assert begun.any() and not begun.all()
+    torch.testing.assert_close(weight, begun * torch.tensor([1.0, 0.5, 0.25]).unsqueeze(1))
+
+
+# ---- the actor ---------------------------------------------------------------------------------------
 
 
 def test_the_actor_goes_where_the_critics_point(monkeypatch: pytest.MonkeyPatch) -> None:
     agent, values, experience = experienced(lr=1e-2)
     monkeypatch.setattr(values, "_value", lambda critics, x, action: -(action - 0.5).square().sum(-1).expand(2, -1))
     for _ in range(60):
-        values._improve_actor(*drawn(agent, experience, 12, 1))
-    x = values._seen(*drawn(agent, experience, 12, 1), 0)[1]
+        values._improve_actor(replayed(agent, experience, 12).x)
+    x = replayed(agent, experience, 12).x
     assert (values.actor(x).mode - 0.5).abs().max() < 0.1
 
 
@@ -209,7 +277,7 @@ def test_the_temperature_brings_the_entropy_to_what_it_should_be(wanted: float, 
     agent, values, experience = experienced(entropy=wanted)
     before = values.log_temperature.item()
     for _ in range(5):
-        values._improve_actor(*drawn(agent, experience, 12, 1))
+        values._improve_actor(replayed(agent, experience, 12).x)
     assert (values.log_temperature.item() - before) * sign > 0
 
 
