@@ -5,7 +5,7 @@
 
 A model that errs a little misleads a critic that learns in it, and a policy goes where it errs; replayed rewards do
 not err, and many steps on them cost little. What the actor is to do where its own actions lead, only the model can ask.
-And a critic that has only seen what was done promises as much everywhere else: some of its transitions are dreamt, and
+And a critic that has only seen what was done promises as much everywhere else: half of its transitions are dreamt, and
 half of the dreams wander off the policy's path, so that it learns what is lost there.
 Sources: the entropy is that of soft actor-critic (Haarnoja et al., 2018); norms, a mean over the critics instead of
 their minimum, and many steps from BRO (Nauman et al., NeurIPS 2024); a critic of replayed steps with an actor in
@@ -36,10 +36,10 @@ from mbrl.steps import Steps
 from mbrl.world_model import WorldModel, frozen
 
 Metrics = dict[str, Tensor | float]
-WANDERING = 0.8
-"""Correlation of the noise in dreams from one step to the next."""
 Restore = Callable[[dict[str, Tensor]], State]
 """The agent's states from what the replay keeps of them."""
+WANDERING = 0.8
+"""Correlation of the noise in dreams from one step to the next."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class ActionValueConfig:
     """The actor takes a step with the first of so many of theirs."""
     batch_size: int = 128
     """M: transitions of a step; the states that the actor learns at are as many."""
-    dreamt: int = 64
-    """Of them, those out of dreams; the others are replayed."""
+    dreamt: float = 0.5
+    """Share of them that comes out of dreams; the others are replayed."""
     dreams: int = 64
     """N: dreams of an update of the agent, begun from replayed states."""
     dream: int = 6
@@ -85,11 +85,8 @@ def _check(config: ActionValueConfig) -> None:
         if getattr(config, name) < least:
             option = f"--config.action-values.{name.replace('_', '-')}"
             raise UserError(f"{option} is {getattr(config, name)}; it must be at least {least}")
-    if config.dreamt >= config.batch_size:
-        raise UserError(
-            f"--config.action-values.dreamt is {config.dreamt}; it must be below the batch size, {config.batch_size}, "
-            "so that real rewards are learnt from"
-        )
+    if config.dreamt >= 1:
+        raise UserError(f"--config.action-values.dreamt is {config.dreamt}; it must be below 1: real rewards count")
     if config.temperature <= 0:
         raise UserError(f"--config.action-values.temperature is {config.temperature}; it must be above 0")
 
@@ -190,12 +187,13 @@ class ActionValues:
     def update(self, replay: Replay, restore: Restore) -> Metrics:
         """The steps that go with one of the world model."""
         config, steps = self.config, self.config.critic_steps
+        from_dreams = int(config.dreamt * config.batch_size)
         metrics: Metrics = {}
-        starts, batch = replay.draw(config.dreams, 1), replay.draw(steps * (config.batch_size - config.dreamt), 2)
+        starts, batch = replay.draw(config.dreams, 1), replay.draw(steps * (config.batch_size - from_dreams), 2)
         seen, dreamt = self._dream(starts.steps.to(self.device), restore(starts.latents))
         real = self._replayed(batch.steps.to(self.device), restore(batch.latents))
         self.reward_scale.copy_(torch.maximum(self.reward_scale, real.reward.abs().max()))
-        picked = self._pick(steps * config.dreamt, len(dreamt.x))
+        picked = self._pick(steps * from_dreams, len(dreamt.x))
         parts = [torch.cat([_split(r, steps), _split(d[picked], steps)], 1) for r, d in zip(real, dreamt, strict=True)]
         for k, transitions in enumerate(map(Transitions, *parts)):
             metrics |= self._fit_critics(transitions)

@@ -365,7 +365,7 @@ def laptop() -> Preset:
 def debug() -> Preset:
     """Everything runs, in seconds; nothing is learnt."""
     model = replace(sized(8), rssm=RSSMConfig(deter=16, stoch=4, classes=4, hidden=8, blocks=2), bins=15)
-    values = ActionValueConfig(critic_steps=2, actor_every=2, batch_size=8, dreamt=2, dreams=4, dream=2, units=8)
+    values = ActionValueConfig(critic_steps=2, actor_every=2, batch_size=8, dreams=4, dream=2, units=8)
     agent = DreamerConfig(
         model=model, action_values=values, batch_size=4, batch_length=8, horizon=3, warmup=0, lr=1e-3
     )

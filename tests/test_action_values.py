@@ -27,7 +27,7 @@ from mbrl.interfaces import State
 from mbrl.steps import Steps
 
 SMALL = ActionValueConfig(
-    critic_steps=4, actor_every=2, batch_size=12, dreamt=3, dreams=6, dream=2, units=16, horizon=5.0
+    critic_steps=4, actor_every=2, batch_size=12, dreamt=0.25, dreams=6, dream=2, units=16, horizon=5.0
 )
 VECTOR = spaces.Dict({"mode": spaces.Discrete(3), "state": spaces.Box(-1, 1, (4,))})
 PICTURE = spaces.Dict({"image": spaces.Box(0, 255, (16, 16, 3), np.uint8)})
@@ -118,7 +118,8 @@ def test_elsewhere_the_next_best_gradient_is_taken(observations: Any, actions: A
 @pytest.mark.parametrize(
     ("option", "message"),
     [({"actor_every": 0}, "actor-every is 0; it must be at least 1"), ({"dream": 0}, "dream is 0"),
-     ({"wander": -1.0}, "wander is -1.0; it must be at least 0"), ({"dreamt": 12}, "must be below the batch size, 12"),
+     ({"wander": -1.0}, "wander is -1.0; it must be at least 0"),
+     ({"dreamt": 1.0}, "dreamt is 1.0; it must be below 1"),
      ({"temperature": 0.0}, "temperature is 0.0; it must be above 0")],
 )  # fmt: skip
 def test_numbers_that_nothing_could_be_done_with_are_refused(option: Any, message: str) -> None:
