@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from agents.action_values import ActionValues
+from agents.action_values import ActionValues, Transitions
 from agents.dreamer import Dreamer, DreamerConfig, debug
 from mbrl.cuda_graph import CudaGraph, tensors
 from mbrl.replay import Replay, ReplayConfig
@@ -82,7 +82,10 @@ def test_action_values_stay_on_the_device() -> None:
     states = {name: value.unsqueeze(1).expand(B, 2, *value.shape[1:]) for name, value in state.items()}
     for first in (nullcontext, StaysThere):
         with first():
-            metrics = {**values._fit_critics(steps, states), **values._improve_actor(steps, states)}
+            seen, dreamt = values._dream(steps[:, :1], {name: value[:, :1] for name, value in states.items()})
+            metrics = values._fit_critics(values._replayed(steps, states))
+            metrics |= values._fit_critics(Transitions(*(part[values._pick(B, len(part))] for part in dreamt)))
+            metrics |= values._improve_actor(seen)
     assert all(value.device.type == "meta" for value in tensors(metrics))
 
 
