@@ -227,9 +227,9 @@ class ActionValues:
         reward, proceed = model.predict(torch.stack(features))  # (H, N)
         proceed = (proceed / (1 - 1 / model.config.horizon)).clamp(max=1)  # the discount in it is the model's own
         weight = torch.cat([(~start.is_terminal).float().unsqueeze(0), proceed[:-1]]).cumprod(0)
-        x, next_x = torch.cat(seen[:-1]), torch.cat(seen[1:])
-        dreamt = Transitions(x, torch.cat(actions), reward.flatten(), proceed.flatten(), next_x, weight.flatten())
-        return torch.cat(seen), dreamt
+        path, n = torch.cat(seen), len(noise)
+        x, next_x = path[:-n], path[n:]
+        return path, Transitions(x, torch.cat(actions), reward.flatten(), proceed.flatten(), next_x, weight.flatten())
 
     def _fit_critics(self, steps: Transitions) -> Metrics:
         """A gradient step of the critics."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import collect
-from benchmarks.charts import aggregate_curves
+from benchmarks.charts import Chart, aggregate_curves
 from benchmarks.report import headlines, losses, means_table, setting, steps_table
 from benchmarks.summary import Summary, summarise
 from mbrl.errors import UserError
@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = [row for row in rows if row["agent"] in options.agents]
         summary = summarise(options.results.name, rows, entries, options.agents)
         before = options.readme.read_text() if options.readme.exists() else ""
-        after = replace(before, options.results.name, section(summary, options.results, setting(summary, rows)))
+        curve = aggregate_curves(summary, "mean")
+        text = section(summary, curve, options.results, setting(summary, rows))
+        after = replace(before, options.results.name, text)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -45,17 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{options.readme} {'says what the scores say' if before == after else 'says something else'}")
         return int(before != after)
     write_atomically(options.readme, after)
-    if chart := aggregate_curves(summary, "mean"):
-        chart.save(options.results, kinds=("svg",))
+    if curve:
+        curve.save(options.results, kinds=("svg",))
     return 0
 
 
-def section(summary: Summary, results: Path, about: str) -> str:
-    """Markdown. ``about``: what was run."""
+def section(summary: Summary, curve: Chart | None, results: Path, about: str) -> str:
+    """Markdown. The curve lies in ``results``; ``about``: what was run."""
     lines = [f"**{line}**" for line in headlines(summary)]
     lines += [line for pair in summary.comparisons if (line := catching_up(summary, pair.theirs))]
-    if chart := aggregate_curves(summary, "mean"):
-        lines += [f"![{chart.title}]({results.as_posix()}/{chart.name}.svg)", chart.caption]
+    if curve:
+        lines += [f"![{curve.title}]({results.as_posix()}/{curve.name}.svg)", curve.caption]
     for table in (means_table(summary), steps_table(summary)):
         lines += ["\n".join(table.grid()), table.note] if table else []
     return "\n\n".join([*lines, *losses(summary), about, *(f"{line}." for line in summary.left_out)])

@@ -3,32 +3,21 @@
 from pathlib import Path
 
 import pytest
+from test_benchmark import rows_of
 
 from benchmarks import collect, headline
-from benchmarks.collect import Row
 
 ROOT = Path(__file__).parent.parent
-STEPS = (10_000, 20_000, 40_000)
 PLACE = "before\n<!-- toy: made by benchmarks/headline.py -->\nold\n<!-- toy: end -->\nafter\n"
-
-
-def rows(agent: str, env: str, *returns: tuple[float, ...]) -> list[Row]:
-    """One tuple of evaluations a seed."""
-    common = {"mode": "mode", "std": 1.0, "episodes": 20, "commit": "abc", "wall_s": 1.0}
-    return [
-        {**common, "agent": agent, "env": env, "seed": seed, "step": step, "mean": mean}
-        for seed, means in enumerate(returns)
-        for step, mean in zip(STEPS, means)
-    ]
 
 
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
     found = [
-        *rows("dreamer", "dmc/walker-walk", (100, 500, 900), (300, 700, 900)),
-        *rows("dreamer", "dmc/walker-run", (0, 100, 200), (0, 100, 200)),
-        *rows("sac", "dmc/walker-walk", (0, 100, 300), (0, 100, 300)),
-        *rows("sac", "dmc/walker-run", (0, 0, 300), (0, 0, 300)),
+        *rows_of("dreamer", "dmc/walker-walk", (100, 500, 900), (300, 700, 900)),
+        *rows_of("dreamer", "dmc/walker-run", (0, 100, 200), (0, 100, 200)),
+        *rows_of("sac", "dmc/walker-walk", (0, 100, 300), (0, 100, 300)),
+        *rows_of("sac", "dmc/walker-run", (0, 0, 300), (0, 0, 300)),
     ]
     (tmp_path / "toy").mkdir()
     collect.write_scores(tmp_path / "toy" / "scores.csv", found)
