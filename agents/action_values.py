@@ -132,6 +132,9 @@ class ActionValues:
         UserError: a number of ``config`` that nothing could be done with.
     """
 
+    update_ratio = 1.0
+    """Without dreamt transitions the critics would promise too much after so many updates."""
+
     def __init__(self, config: ActionValueConfig, world_model: WorldModel, actions: int, device: torch.device):
         _check(config)
         self.config, self.world_model, self.device = config, world_model, device

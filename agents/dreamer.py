@@ -105,6 +105,8 @@ class Behaviour(Protocol):
 
     modules: dict[str, nn.Module]
     """All that is learnt, by name."""
+    update_ratio: float
+    """Updates of the agent per decision that suit it."""
 
     def policy(self, obs: dict[str, Tensor], state: State) -> Policy:
         """What to do (n,) in the states that observations (n, ...) have led to."""
@@ -170,6 +172,7 @@ class Dreamer:
         self.learn = self._recorded()
         self.min_steps = config.batch_length + 1
         """Steps a replay must hold before the first update."""
+        self.update_ratio = self.behaviour.update_ratio
         self.last_batch: Batch | None = None
         """What the last update learnt from; kept for a post-mortem."""
 
@@ -335,7 +338,8 @@ def reference() -> Preset:
 
 
 def laptop() -> Preset:
-    """What learns most per hour on two CPU cores, as far as we have measured (benchmarks/EFFICIENCY.md).
+    """What learns most from few steps in an hour for 50,000 of them on a CPU core, as far as we have measured
+    (benchmarks/EFFICIENCY.md).
 
     Against ``reference``: small and short batches, few and short rollouts, learning rates 10 to 25 times
     higher, normalised vectors, a discount over 100 decisions. Where all actions are continuous, correlated noise to

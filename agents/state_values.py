@@ -71,6 +71,8 @@ class StateValues:
         precision: makes the context in which the critic's further steps are computed.
     """
 
+    update_ratio = 0.5
+
     def __init__(
         self,
         config: DreamerConfig,

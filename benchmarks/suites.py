@@ -92,8 +92,8 @@ SUITES = {
         Suite(
             "quick",
             ("CartPole-v1", "Pendulum-v1", "dmc/cartpole-balance"),
-            15_000,
-            (2_500, 5_000, 7_500, 10_000, 12_500, 15_000),
+            10_000,
+            (2_500, 5_000, 7_500, 10_000),
             about="three easy tasks in minutes: does everything work, and does it learn?",
         ),
         Suite(

@@ -48,8 +48,8 @@ class TrainConfig:
     """Environment steps, action repeat included."""
     minutes: float | None = None
     """Stop after so many minutes of wall-clock, evaluation and earlier parts of the run included."""
-    update_ratio: float = 0.5
-    """Gradient updates per decision of the agent; fractions are carried over."""
+    update_ratio: float | None = None
+    """Gradient updates per decision of the agent, fractions are carried over; None: what suits the agent, or 0.5."""
     prefill: int = 1000
     """Decisions before the first update."""
     random_prefill: bool = True
@@ -246,10 +246,15 @@ class Trainer:
         self.advance(self.action)
         self._decide()
         if progress.learning:
-            progress.owed += self.config.update_ratio * (self.driver.decisions - before)
+            progress.owed += self._update_ratio * (self.driver.decisions - before)
         elif self.driver.decisions >= self.config.prefill and self._can_sample():
             self._begin_learning()
             progress.owed += self.config.pretrain
+
+    @property
+    def _update_ratio(self) -> float:
+        asked = self.config.update_ratio
+        return float(getattr(self.agent, "update_ratio", 0.5)) if asked is None else asked
 
     def _begin_learning(self) -> None:
         progress = self.progress

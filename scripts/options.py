@@ -84,7 +84,7 @@ class OuterLoop(Loop):
     """The training loop."""
 
     # Of agents with a loop and a memory of their own: what only our own loop does.
-    update_ratio: tyro.conf.Suppress[float] = 0.0
+    update_ratio: tyro.conf.Suppress[float | None] = 0.0
     prefill: tyro.conf.Suppress[int] = 0
     random_prefill: tyro.conf.Suppress[bool] = True
     pretrain: tyro.conf.Suppress[int] = 0
@@ -270,7 +270,7 @@ def _checked(options: Options[Any, Any]) -> Options[Any, Any]:
     least = {
         "--seed": (options.seed, 0),
         "--num-envs": (options.num_envs, 1),
-        "--training.update-ratio": (loop.update_ratio, 0),
+        "--training.update-ratio": (loop.update_ratio or 0, 0),
         "--training.eval-every": (loop.eval_every, 0),
         "--training.log-every": (loop.log_every, 1),
         "--training.eval-episodes": (loop.eval_episodes, 1),

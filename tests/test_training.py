@@ -104,6 +104,16 @@ def test_prefill_acts_at_random() -> None:
     assert (actions[30:] == 0).all()
 
 
+def test_updates_are_as_many_as_suit_the_agent_unless_told() -> None:
+    class Eager(ToyAgent):
+        update_ratio = 2.0
+
+    config = TrainConfig(steps=40, prefill=20)
+    assert run(config)[0].updates == 20 * 0.5
+    assert run(config, kind=Eager)[0].updates == 20 * 2
+    assert run(replace(config, update_ratio=1), kind=Eager)[0].updates == 20
+
+
 def test_metrics_are_averages_since_the_last_line() -> None:
     class Counter(ToyAgent):
         count = 0
