@@ -92,8 +92,8 @@ SUITES = {
         Suite(
             "quick",
             ("CartPole-v1", "Pendulum-v1", "dmc/cartpole-balance"),
-            10_000,
-            (2_500, 5_000, 7_500, 10_000),
+            7_500,
+            (2_500, 5_000, 7_500),
             about="three easy tasks in minutes: does everything work, and does it learn?",
         ),
         Suite(
