@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,13 +30,11 @@ from mbrl.errors import UserError
 from mbrl.interfaces import Imagined, State
 from mbrl.networks import ResidualEnsemble
 from mbrl.optim import LaProp, track
-from mbrl.replay import Replay
+from mbrl.replay import Batch, Replay
 from mbrl.steps import Steps
 from mbrl.world_model import WorldModel, frozen
 
 Metrics = dict[str, Tensor | float]
-Restore = Callable[[dict[str, Tensor]], State]
-"""The agent's states from what the replay keeps of them."""
 WANDERING = 0.8
 """Correlation of the noise in dreams from one step to the next."""
 
@@ -160,7 +157,7 @@ class ActionValues:
     def see(self, obs: dict[str, Tensor], state: State) -> Tensor:
         """Real observations (n, ...), and the states (n,) that they led to -> (n, X)."""
         x = self.world_model.encoder.view(obs, lead=1)
-        return torch.cat([x, self.world_model.dynamics.features(state)], -1) if self.config.memory else x
+        return torch.cat([x, self.world_model.features(state)], -1) if self.config.memory else x
 
     def see_dreamt(self, features: Tensor) -> Tensor:
         """Features (n, F) of a dream -> (n, X)."""
@@ -187,14 +184,14 @@ class ActionValues:
 
     def settle(self, imagined: Imagined | None, optimiser: LaProp) -> None: ...
 
-    def update(self, replay: Replay, restore: Restore) -> Metrics:
+    def update(self, replay: Replay) -> Metrics:
         """The steps that go with one of the world model."""
         config, steps = self.config, self.config.critic_steps
         from_dreams = int(config.dreamt * config.batch_size)
         metrics: Metrics = {}
         starts, batch = replay.draw(config.dreams, 1), replay.draw(steps * (config.batch_size - from_dreams), 2)
-        seen, dreamt = self._dream(starts.steps.to(self.device), restore(starts.latents))
-        real = self._replayed(batch.steps.to(self.device), restore(batch.latents))
+        seen, dreamt = self._dream(*self._recall(starts))
+        real = self._replayed(*self._recall(batch))
         self.reward_scale.copy_(torch.maximum(self.reward_scale, real.reward.abs().max()))
         picked = self._pick(steps * from_dreams, len(dreamt.x))
         parts = [torch.cat([_split(r, steps), _split(d[picked], steps)], 1) for r, d in zip(real, dreamt, strict=True)]
@@ -203,6 +200,11 @@ class ActionValues:
             if k % config.actor_every == 0:
                 metrics |= self._improve_actor(seen[self._pick(config.batch_size, len(seen))])
         return metrics
+
+    def _recall(self, batch: Batch) -> tuple[Steps, State]:
+        """Its steps, and the states that they led to."""
+        steps, latents = batch.on(self.device)
+        return steps, self.world_model.recall(steps, latents)
 
     def _pick(self, n: int, among: int) -> Tensor:
         return torch.randint(among, (n,), device=self.device)
@@ -224,8 +226,8 @@ class ActionValues:
         for _ in range(self.config.dream):
             actions.append((self.actor(seen[-1]).sample() + apart * noise).clamp(-1, 1))
             noise = WANDERING * noise + math.sqrt(1 - WANDERING**2) * torch.randn_like(noise)
-            state = model.dynamics.step(state, actions[-1])
-            features.append(model.dynamics.features(state))
+            state = model.step(state, actions[-1])
+            features.append(model.features(state))
             seen.append(self.see_dreamt(features[-1]))
         reward, proceed = model.predict(torch.stack(features))  # (H, N)
         proceed = (proceed / (1 - 1 / model.config.horizon)).clamp(max=1)  # the discount in it is the model's own

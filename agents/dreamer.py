@@ -3,7 +3,8 @@
 The order of ``update`` is the paper's: learn the model from replayed sequences, imagine rollouts from
 their states, learn the critic and the actor from those. Source: Hafner et al., "Mastering diverse
 control tasks through world models" (Nature, 2025), called DreamerV3; what our own presets change is
-said where it is changed. Actor and critic are the paper's in ``state_values.py``, ours in ``action_values.py``.
+said where it is changed. World models are in ``mbrl/world_model.py``; actor and critic are the paper's in
+``state_values.py``, ours in ``action_values.py``.
 
 Letters: B sequences, T steps, N imagined rollouts, H imagined steps, A action, F features.
 """
@@ -30,10 +31,10 @@ from mbrl.interfaces import Imagined, State
 from mbrl.open_loop import open_loop
 from mbrl.optim import LaProp
 from mbrl.replay import Batch, Replay
-from mbrl.spaces import ActionSpec, check_observation_space
+from mbrl.spaces import ActionSpec, check_observation_space, is_image
 from mbrl.steps import Steps
 from mbrl.training import TrainConfig
-from mbrl.world_model import WorldModel, WorldModelConfig
+from mbrl.world_model import LatentModel, ObservationModel, WorldModel, WorldModelConfig
 
 Metrics = dict[str, Tensor | float]
 
@@ -123,8 +124,8 @@ class Behaviour(Protocol):
     def settle(self, imagined: Imagined | None, optimiser: LaProp) -> None:
         """What follows the step on those losses."""
 
-    def update(self, replay: Replay, restore: Callable[[dict[str, Tensor]], State]) -> Metrics:
-        """Steps of its own. ``restore`` makes states of what the replay keeps of them."""
+    def update(self, replay: Replay) -> Metrics:
+        """Steps of its own."""
 
     def adapt(self, optimiser: dict[str, Any]) -> dict[str, Any]:
         """The state of an optimiser, also of a run that began with other ``groups``."""
@@ -162,9 +163,11 @@ class Dreamer:
             raise UserError(
                 f"actor_gradient {config.actor_gradient!r} is unknown; use 'reinforce', 'pathwise' or 'action_values'"
             )
+        if config.model.family not in ("rssm", "ensemble"):
+            raise UserError(f"model.family {config.model.family!r} is unknown; use 'rssm' or 'ensemble'")
         if config.precision not in ("float32", "bfloat16"):
             raise UserError(f"precision {config.precision!r} is unknown; use 'float32' or 'bfloat16'")
-        self.world_model = WorldModel(config.model, self.space, self.spec.size).to(self.device)
+        self.world_model = self._make_world_model().to(self.device)
         self.behaviour = self._make_behaviour()
         self.modules = nn.ModuleDict({"world_model": self.world_model, **self.behaviour.modules}).to(self.device)
         groups = [{"params": list(self.world_model.parameters())}, *self.behaviour.groups()]
@@ -176,10 +179,22 @@ class Dreamer:
         self.last_batch: Batch | None = None
         """What the last update learnt from; kept for a post-mortem."""
 
+    def _make_world_model(self) -> WorldModel:
+        """What the configuration asks for, or the RSSM where actor and critics need more than it can give."""
+        numbers = all(isinstance(space, spaces.Box) for space in self.space.values())
+        suits = self._by_action_values() and not self.config.action_values.memory and numbers
+        family = ObservationModel if self.config.model.family == "ensemble" and suits else LatentModel
+        return family(self.config.model, self.space, self.spec.size)
+
+    def _by_action_values(self) -> bool:
+        """Whether they are asked for and possible."""
+        images = any(is_image(space) for space in self.space.values())
+        return self.config.actor_gradient == "action_values" and not self.spec.choices and not images
+
     def _make_behaviour(self) -> Behaviour:
         """What the configuration asks for, or the next best that actions and observations allow."""
         config, continuous = self.config, not self.spec.choices
-        if config.actor_gradient == "action_values" and continuous and not self.world_model.encoder.images:
+        if self._by_action_values():
             return ActionValues(config.action_values, self.world_model, self.spec.size, self.device)
         pathwise = config.actor_gradient != "reinforce" and continuous
         return StateValues(config, self.world_model, self.spec, pathwise, self._precision, self.device)
@@ -188,7 +203,7 @@ class Dreamer:
 
     def initial_state(self, n: int) -> State:
         noise = torch.zeros(n, self.spec.continuous, device=self.device)
-        return {**self.world_model.dynamics.initial_state(n), "noise": noise}
+        return {**self.world_model.initial_state(n), "noise": noise}
 
     @torch.no_grad()
     def act(self, step: Steps, state: State, explore: bool) -> tuple[Tensor, State]:
@@ -219,33 +234,29 @@ class Dreamer:
         return rho * noise + torch.sqrt(1 - rho**2) * torch.randn_like(noise)
 
     def latent_spec(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        c = self.config.model.rssm
-        return {"deter": ((c.deter,), torch.float16), "stoch": ((c.stoch,), torch.uint8)}
+        return self.world_model.latent_spec()
 
     def latents(self, state: State) -> State:
-        """Half-precision deter and class indices as bytes: a quarter of the floats' size or less."""
-        stoch = state["stoch"].detach().argmax(-1).to(torch.uint8)
-        return {"deter": state["deter"].detach().to(torch.float16), "stoch": stoch}
-
-    def _restore(self, latents: State) -> State:
-        """The inverse of ``latents``."""
-        latents = {name: value.to(self.device) for name, value in latents.items()}
-        stoch = nn.functional.one_hot(latents["stoch"].long(), self.config.model.rssm.classes).float()
-        return {"deter": latents["deter"].float(), "stoch": stoch}
+        return self.world_model.latents(state)
 
     # ---- learning ------------------------------------------------------------------------------
 
     def update(self, replay: Replay) -> Metrics:
         """One gradient update of the world model, and of actor and critics as many as go with it; new latents."""
         self.last_batch = batch = replay.sample(self.config.batch_size, self.config.batch_length + 1)
-        steps = batch.steps.to(self.device)[:, 1:]
-        context = self._restore({name: value[:, 0] for name, value in batch.latents.items()})
+        steps, context = self._split(batch)
         latents, metrics = self.learn(steps, context)
         env, time = batch.index
         replay.write_latents((env, time[:, 1:]), latents)
-        further = self.behaviour.update(replay, self._restore)
+        further = self.behaviour.update(replay)
         losses = [value for name, value in further.items() if name.startswith("train/loss/")]
         return {**metrics, **further, "train/loss/total": sum(losses, metrics["train/loss/total"])}
+
+    def _split(self, batch: Batch) -> tuple[Steps, State]:
+        """A batch (B, T+1) -> its last T steps, and the state (B,) before them."""
+        steps, latents = batch.on(self.device)
+        first = {name: value[:, 0] for name, value in latents.items()}
+        return steps[:, 1:], self.world_model.recall(steps[:, 0], first)
 
     def _learn(self, steps: Steps, context: State) -> tuple[State, Metrics]:
         """The gradient step on steps (B, T) after the states ``context`` (B,): new latents (B, T), metrics."""
@@ -258,7 +269,7 @@ class Dreamer:
         self.optimiser.step()
         self.behaviour.settle(imagined, self.optimiser)
         metrics |= {f"train/loss/{name}": value.detach().mean() for name, value in losses.items()}
-        return self.latents(states), metrics | {"train/loss/total": total.detach()}
+        return self.world_model.latents(states), metrics | {"train/loss/total": total.detach()}
 
     def _recorded(self) -> Callable[[Steps, State], tuple[State, Metrics]]:
         """``_learn``, on a GPU as a CUDA graph."""
@@ -288,9 +299,8 @@ class Dreamer:
         seen, horizon = 8, max(15, self.config.horizon)
         if not replay.ready(seen + horizon + 1):
             return {}
-        batch = replay.peek(16, seen + horizon + 1)
-        context = self._restore({name: value[:, 0] for name, value in batch.latents.items()})
-        return open_loop(self.world_model, batch.steps.to(self.device)[:, 1:], context, seen)
+        steps, context = self._split(replay.peek(16, seen + horizon + 1))
+        return open_loop(self.world_model, steps, context, seen)
 
     def describe(self) -> str:
         """One line: encoders, action head, size."""
@@ -343,12 +353,13 @@ def laptop() -> Preset:
 
     Against ``reference``: small and short batches, few and short rollouts, learning rates 10 to 25 times
     higher, normalised vectors, a discount over 100 decisions. Where all actions are continuous, correlated noise to
-    explore by, and action values learnt from replayed and dreamt rewards (agents/action_values.py), or, from pictures,
-    pathwise gradients. Where they are not, a critic that takes four steps where the rest takes one.
+    explore by, and action values learnt from replayed and dreamt rewards (agents/action_values.py), in dreams of an
+    ensemble where observations are numbers (mbrl/dynamics/ensemble.py), or, from pictures, pathwise gradients. Where
+    they are not, a critic that takes four steps where the rest takes one.
     """
     rssm = RSSMConfig(deter=256, hidden=64, free_nats=0.3)
     agent = DreamerConfig(
-        model=WorldModelConfig(rssm, layers=2, bins=127, norm="layer", normalise=True, horizon=100.0),
+        model=WorldModelConfig("ensemble", rssm, layers=2, bins=127, norm="layer", normalise=True, horizon=100.0),
         batch_length=16,
         horizon=5,
         starts=128,

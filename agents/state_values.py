@@ -101,7 +101,7 @@ class StateValues:
 
     def policy(self, obs: dict[str, Tensor], state: State) -> ActionDistribution:
         """What to do (n,) in the states that observations (n, ...) have led to."""
-        return self.dreamt_policy(self.world_model.dynamics.features(state))
+        return self.dreamt_policy(self.world_model.features(state))
 
     def dreamt_policy(self, features: Tensor) -> ActionDistribution:
         """The same in a dream of features (n, F)."""
@@ -115,7 +115,7 @@ class StateValues:
         chosen, start = self._choose_starts(states)  # (N,) among the B T states
         imagined, policy = self._imagine(start)  # (N, H+1), (N, H)
         losses, returns, metrics = self._behaviour_losses(imagined, policy)
-        features = self.world_model.dynamics.features(states)
+        features = self.world_model.features(states)
         replayed = self._replay_value_loss(features, steps, chosen, returns[:, 0])
         return {**losses, "repval": self.config.repval_scale * replayed}, imagined, metrics
 
@@ -238,7 +238,7 @@ class StateValues:
 
     # ---- afterwards -------------------------------------------------------------------------------
 
-    def update(self, replay: Replay, restore: Callable[[dict[str, Tensor]], State]) -> Metrics:
+    def update(self, replay: Replay) -> Metrics:
         """Nothing more is learnt from the replay."""
         return {}
 

@@ -30,6 +30,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from gymnasium import spaces
 from rich.console import Console
 from rich.table import Table
@@ -43,9 +44,11 @@ from benchmarks.frames import frames_per_s
 from envs import EnvError, make_envs
 from mbrl.driver import Driver
 from mbrl.errors import UserError
+from mbrl.interfaces import State
 from mbrl.replay import Replay, ReplayConfig
 from mbrl.spaces import is_image
 from mbrl.steps import Steps
+from mbrl.world_model import LatentModel
 from scripts.machine import choose_device, keep_freed_memory, physical_cores, set_threads
 
 ENV = "dmc/walker-walk"
@@ -60,7 +63,9 @@ ACTIONS = spaces.Box(-1, 1, (6,), np.float32)
 EPISODE = 501  # records of a walker-walk episode at action repeat 2, the reset included
 RINGS = 16  # environments that the replay holds
 ACTING = (1, 4, 16)  # environments acted in
-SECTIONS = ("replay sampling", "observe", "heads", "imagine", "actor-critic", "backward", "optimiser", "rest")
+SECTIONS = (
+    "replay sampling", "observe", "heads", "imagine", "actor-critic", "further steps", "backward", "optimiser", "rest",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,15 @@ def random_steps(space: spaces.Dict, n: int, first: Tensor, last: Tensor) -> Ste
     return Steps(obs, action, torch.rand(n), first, last, torch.zeros(n, dtype=torch.bool))
 
 
+def random_state(agent: Dreamer, n: int) -> State:
+    """Of n environments; nothing where the replay keeps nothing of it."""
+    if not agent.latent_spec():
+        return {}
+    rssm = agent.config.model.rssm
+    classes = torch.randint(rssm.classes, (n, rssm.stoch))
+    return {"deter": torch.rand(n, rssm.deter) * 2 - 1, "stoch": F.one_hot(classes, rssm.classes)}
+
+
 def build(work: Work, device: str = "cpu") -> tuple[Dreamer, Replay]:
     """An untrained agent, and a replay whose rings are in different places of their episodes."""
     torch.manual_seed(0)
@@ -114,13 +128,9 @@ def build(work: Work, device: str = "cpu") -> tuple[Dreamer, Replay]:
     config = ReplayConfig(capacity=RINGS * max(1024, work.stored))
     replay = Replay(work.observations, ACTIONS.shape[0], RINGS, agent.latent_spec(), config, seed=0, device=device)
     offset = torch.arange(RINGS) * EPISODE // RINGS
-    rssm = work.agent.model.rssm
     for k in range(work.stored):
         time_in_episode = (offset + k) % EPISODE
-        latents = {
-            "deter": (torch.rand(RINGS, rssm.deter) * 2 - 1).half(),
-            "stoch": torch.randint(rssm.classes, (RINGS, rssm.stoch), dtype=torch.uint8),
-        }
+        latents = agent.latents(random_state(agent, RINGS))
         first, last = time_in_episode == 0, time_in_episode == EPISODE - 1
         replay.add(random_steps(work.observations, RINGS, first, last), latents)
     return agent, replay
@@ -242,10 +252,11 @@ def watched(agent: Dreamer, replay: Replay) -> Iterator[Stopwatch]:
     watch, model = Stopwatch(), agent.world_model
     parts: dict[str, tuple[Any, str]] = {
         "replay sampling": (replay, "sample"),
-        "observe": (model.dynamics, "observe"),
+        **({"observe": (model.dynamics, "observe")} if isinstance(model, LatentModel) else {}),
         "heads": (model, "loss"),  # what is left of it: encoder, heads, their losses
         "imagine": (model, "imagine"),
         "actor-critic": (agent, "losses"),  # what is left of it: returns, actor, critic, slow critic
+        "further steps": (agent.behaviour, "update"),  # of actor and critics alone
         "backward": (Tensor, "backward"),
         "optimiser": (agent.optimiser, "step"),
         "rest": (agent, "update"),  # what is left of it: slow critic's step, latents, metrics
@@ -268,7 +279,7 @@ def breakdown(agent: Dreamer, replay: Replay, budget: float) -> dict[str, float]
             rows.append(watch.seconds)
 
         seconds_per_call(update, budget)
-    return {name: 1000 * statistics.median(row[name] for row in rows[1:]) for name in SECTIONS}
+    return {name: 1000 * statistics.median(row.get(name, 0.0) for row in rows[1:]) for name in SECTIONS}
 
 
 def write_trace(agent: Dreamer, replay: Replay, path: Path) -> None:

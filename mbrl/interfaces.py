@@ -100,7 +100,7 @@ class Loop(Protocol):
 
 
 class Dynamics(Protocol):
-    """A family of latent dynamics. Agents see nothing of it but ``features``."""
+    """Latent dynamics, what LatentModel of mbrl/world_model.py is built around."""
 
     feature_sizes: tuple[int, int]
     """F as a sum: the deterministic share of the features, then the stochastic one."""

@@ -31,22 +31,18 @@ def open_loop(model: WorldModel, steps: Steps, context: State, seen: int) -> dic
         "report/dream" (T, dims) in the environment's units, or "report/video" (T, H, 3 W, C) truth, dream,
         error.
     """
-    dynamics = model.dynamics
-    embed = model.encoder(steps.obs, lead=2)
-    past, _ = dynamics.observe(embed[:, :seen], steps.action[:, :seen], steps.is_first[:, :seen], context)
-    state = {name: value[:, -1] for name, value in past.items()}
-    path = []
+    path = [context]
+    for t in range(seen):
+        path.append(model.observe(steps[:, t], path[-1]))
     for action in steps.action[:, seen:].unbind(1):
-        state = dynamics.step(state, action)
-        path.append(state)
-    dreamt = {name: torch.stack([s[name] for s in path], 1) for name in state}
+        path.append(model.step(path[-1], action))
+    whole = {name: torch.stack([state[name] for state in path[1:]], 1) for name in context}
 
-    future = steps[:, seen:]
+    future, dreamt = steps[:, seen:], {name: value[:, seen:] for name, value in whole.items()}
     valid = ~(future.is_first.cumsum(1) > 0)  # a dream knows nothing of resets
     error = (model.errors(future.obs, dreamt) * valid).sum(0) / valid.sum(0).clamp_min(1)
-    whole = {name: torch.cat([past[name], dreamt[name]], 1)[:1] for name in past}
     result = {"report/context": seen, "report/open_loop_error": error.tolist()}
-    return result | _pictures(steps[:1], model.decode(whole))
+    return result | _pictures(steps[:1], model.decode({name: value[:1] for name, value in whole.items()}))
 
 
 def _pictures(steps: Steps, decoded: dict[str, Tensor]) -> dict[str, Any]:

@@ -132,14 +132,14 @@ def _probe(agent: Imaginer, player: _Player, horizon: int) -> Found:
 
 def _dream(agent: Imaginer, start: State, horizon: int) -> tuple[list[Tensor], list[Tensor]]:
     """Per imagined step the features (1 + K, N, F) and the actions (N, A), which the first dream's policy chose."""
-    dynamics, dreams = agent.world_model.dynamics, DREAMS + 1
+    model, dreams = agent.world_model, DREAMS + 1
     state = {name: value.repeat(dreams, *[1] * (value.ndim - 1)) for name, value in start.items()}
-    view = dynamics.features(state).unflatten(0, (dreams, -1))
+    view = model.features(state).unflatten(0, (dreams, -1))
     features, actions = [], []
     for _ in range(horizon):
         actions.append(agent.policy(view[0]).sample())
-        state = dynamics.step(state, actions[-1].repeat(dreams, 1))
-        view = dynamics.features(state).unflatten(0, (dreams, -1))
+        state = model.step(state, actions[-1].repeat(dreams, 1))
+        view = model.features(state).unflatten(0, (dreams, -1))
         features.append(view)
     return features, actions
 

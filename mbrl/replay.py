@@ -54,6 +54,10 @@ class Batch:
     index: tuple[np.ndarray, np.ndarray]
     """Environment (B, 1) and time since the start of the run (B, T), for ``write_latents``."""
 
+    def on(self, device: torch.device) -> tuple[Steps, dict[str, Tensor]]:
+        """Steps and latents there."""
+        return self.steps.to(device), {name: value.to(device) for name, value in self.latents.items()}
+
 
 class Replay:
     """

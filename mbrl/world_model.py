@@ -1,11 +1,13 @@
-"""WorldModel: encoder, dynamics and heads; what it loses, observes, imagines and decodes.
+"""World models: what they lose, observe, imagine and decode.
 
-The same for every family of dynamics. Letters: B sequences, T steps, N rollouts, H imagined steps,
-A action, E embedding, F features. Source: Hafner et al. (Nature, 2025), eqs. 3-5.
+``WorldModel`` is what all of them share, ``LatentModel`` Dreamer's, with an encoder, the RSSM and heads, and
+``ObservationModel`` one whose state is the observation itself. Letters: B sequences, T steps, N rollouts, H imagined
+steps, A action, E embedding, F features, X numbers in an observation. Source: Hafner et al. (Nature, 2025), eqs. 3-5.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from mbrl.distributions import SymexpTwoHot, bernoulli_loss
+from mbrl.dynamics.ensemble import Ensemble, EnsembleConfig
 from mbrl.dynamics.rssm import RSSM, RSSMConfig
 from mbrl.errors import UserError
 from mbrl.interfaces import Imagined, State
@@ -26,8 +29,12 @@ from mbrl.steps import Steps
 
 @dataclass(frozen=True)
 class WorldModelConfig:
+    family: str = "rssm"
+    """"rssm"; or "ensemble", of transitions from observation to observation, which are then all that is known."""
     rssm: RSSMConfig = field(default_factory=RSSMConfig)
-    """The dynamics."""
+    """The dynamics of "rssm"."""
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    """Those of "ensemble", to which of what follows only ``normalise`` and ``horizon`` apply."""
     units: int = 64
     """Width of encoder, decoder and heads."""
     layers: int = 3
@@ -54,13 +61,31 @@ class WorldModelConfig:
     """Weight of the reconstruction losses."""
 
 
-class Encoder(nn.Module):
-    """Observations (...) -> embedding (..., E)."""
+class Plain(nn.Module):
+    """Observations (...) without images -> what networks see of them (..., X)."""
 
     def __init__(self, config: WorldModelConfig, space: spaces.Dict):
         super().__init__()
-        self.images, image_shape = image_keys(space)
+        self.images: list[str] = []
         self.view = VectorView(space, config.normalise)
+
+    def update(self, obs: dict[str, Tensor]) -> None:
+        """Take a batch (B, T) into the running statistics of vectors."""
+        if self.view.numeric:
+            self.view.scaling.update(self.view.raw(obs, 2))
+
+    def forward(self, obs: dict[str, Tensor], lead: int) -> Tensor:
+        """``lead`` is the number of leading dims."""
+        x: Tensor = self.view(obs, lead)
+        return x
+
+
+class Encoder(Plain):
+    """Observations (...) -> embedding (..., E)."""
+
+    def __init__(self, config: WorldModelConfig, space: spaces.Dict):
+        super().__init__(config, space)
+        self.images, image_shape = image_keys(space)
         self.outputs = 0
         if self.view.size:
             self.mlp = MLP(self.view.size, config.units, config.layers, config.norm)
@@ -68,11 +93,6 @@ class Encoder(nn.Module):
         if self.images:
             self.conv = ConvEncoder(image_shape, config.depth, config.norm)
             self.outputs += self.conv.outputs
-
-    def update(self, obs: dict[str, Tensor]) -> None:
-        """Take a batch (B, T) into the running statistics of vectors."""
-        if self.view.numeric:
-            self.view.scaling.update(self.view.raw(obs, 2))
 
     def forward(self, obs: dict[str, Tensor], lead: int) -> Tensor:
         """``lead`` is the number of leading dims."""
@@ -115,26 +135,46 @@ class Decoder(nn.Module):
         return predictions
 
 
-class WorldModel(nn.Module):
-    """What Dreamer agents imagine in.
+class WorldModel(nn.Module, ABC):
+    """What Dreamer agents imagine in; agents and heads see nothing of a state but its features.
 
     Args:
         config: sizes and loss scales.
-        observation_space: flat Dict of Box and Discrete.
-        action_size: A.
+        encoder: of observations.
+        decoder: Features (..., F) -> predictions by key, vectors as networks see them, images in [0, 1].
     """
 
-    def __init__(self, config: WorldModelConfig, observation_space: spaces.Dict, action_size: int):
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config, observation_space)
-        self.dynamics = RSSM(config.rssm, self.encoder.outputs, action_size, config.norm)
-        sizes = self.dynamics.feature_sizes
-        self.decoder = Decoder(config, observation_space, self.encoder.view, sizes)
-        self.feature_size = sum(sizes)
-        self.reward = TwoHotHead(self.feature_size, config.bins, config.units, config.reward_layers, config.norm)
-        self.proceed = Head(self.feature_size, (1,), config.units, config.continue_layers, norm=config.norm)
+    feature_size: int
+    """F."""
+    decoder: Callable[[Tensor], dict[str, Tensor]]
 
+    def __init__(self, config: WorldModelConfig, encoder: Plain):
+        super().__init__()
+        self.config, self.encoder = config, encoder
+
+    # ---- what a family brings along ------------------------------------------------------------------
+
+    @abstractmethod
+    def initial_state(self, n: int) -> State:
+        """Of n environments before their first step."""
+
+    @abstractmethod
+    def observe(self, step: Steps, state: State) -> State:
+        """Filter one step (N,) while acting."""
+
+    @abstractmethod
+    def step(self, state: State, action: Tensor) -> State:
+        """One imagined step: (N,) states and actions (N, A) -> (N,) states."""
+
+    @abstractmethod
+    def features(self, state: State) -> Tensor:
+        """(..., F)."""
+
+    @abstractmethod
+    def predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (..., F) -> expected reward (...) and discounted continue probability (...)."""
+
+    @abstractmethod
     def loss(self, steps: Steps, state: State) -> tuple[dict[str, Tensor], State]:
         """Losses of replayed sequences.
 
@@ -143,23 +183,22 @@ class WorldModel(nn.Module):
             state: (B,) before the first step.
 
         Returns:
-            Losses by name, scaled, each (B, T), and the posterior states (B, T).
+            Losses by name, scaled, one for each step or transition, and the posterior states (B, T).
         """
-        embed = self.encoder(steps.obs, lead=2)
-        states, losses = self.dynamics.observe(embed, steps.action, steps.is_first, state)
-        features = self.dynamics.features(states)
-        config = self.config
-        losses = {"dyn": config.dyn_scale * losses["dyn"], "rep": config.rep_scale * losses["rep"]}
-        for key, error in self._reconstruction(steps.obs, self.decoder(features)).items():
-            losses[f"rec_{key}"] = config.rec_scale * error
-        losses["rew"] = SymexpTwoHot(self.reward(features)).loss(steps.reward)
-        target = (~steps.is_terminal).float() * (1 - 1 / config.horizon)
-        losses["con"] = bernoulli_loss(self.proceed(features).squeeze(-1), target)
-        return losses, states
 
-    def observe(self, step: Steps, state: State) -> State:
-        """Filter one step (N,) while acting."""
-        return self.dynamics.filter(state, self.encoder(step.obs, lead=1), step.action, step.is_first)
+    @abstractmethod
+    def latent_spec(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and type of each of ``latents``."""
+
+    @abstractmethod
+    def latents(self, state: State) -> State:
+        """What the replay keeps of states (...), compact."""
+
+    @abstractmethod
+    def recall(self, steps: Steps, latents: State) -> State:
+        """The states (...) that replayed steps (...) led to, from what the replay keeps of both."""
+
+    # ---- what all of them do -------------------------------------------------------------------------
 
     def imagine(self, policy: Callable[[Tensor], Tensor], start: State, horizon: int) -> Imagined:
         """Roll a policy out inside the model.
@@ -172,23 +211,19 @@ class WorldModel(nn.Module):
         Returns:
             Features, actions, rewards and continues (N, H+1, ...); the action at H is drawn too.
         """
-        state, features, actions = start, [self.dynamics.features(start)], []
+        state, features, actions = start, [self.features(start)], []
         for _ in range(horizon):
             actions.append(policy(features[-1]))
-            state = self.dynamics.step(state, actions[-1])
-            features.append(self.dynamics.features(state))
+            state = self.step(state, actions[-1])
+            features.append(self.features(state))
         actions.append(policy(features[-1]))
         path = torch.stack(features, 1)
         return Imagined(path, torch.stack(actions, 1), *self.predict(path))
 
-    def predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (..., F) -> expected reward (...) and discounted continue probability (...)."""
-        return SymexpTwoHot(self.reward(features)).mean, torch.sigmoid(self.proceed(features)).squeeze(-1)
-
     @torch.no_grad()
     def decode(self, state: State) -> dict[str, Tensor]:
         """States (...) -> observations (..., *shape): vectors in the environment's units, images in [0, 1]."""
-        predictions = self.decoder(self.dynamics.features(state))
+        predictions = self.decoder(self.features(state))
         view = self.encoder.view
         if view.numeric:
             numeric = view.scaling.inverse(torch.cat([predictions[key] for key in view.numeric], -1))
@@ -196,7 +231,7 @@ class WorldModel(nn.Module):
         return predictions
 
     def expected(self, features: Tensor) -> Tensor:
-        """Features (..., F) -> (..., V): the vectors that are expected, in the form in which networks see real ones.
+        """Features (..., F) -> (..., X): the vectors that are expected, in the form in which networks see real ones.
 
         Discrete observations by the probabilities of their values.
         """
@@ -208,7 +243,7 @@ class WorldModel(nn.Module):
         """Features (..., F) -> what ``targets`` gives, as the model sees it: (..., E) each."""
         decoded, view = self.decoder(features), self.encoder.view
         vectors = [torch.cat([decoded[key] for key in view.numeric], -1)] if view.numeric else []
-        return [*vectors, *(decoded[key].flatten(-3) for key in self.decoder.images)]
+        return [*vectors, *(decoded[key].flatten(-3) for key in self.encoder.images)]
 
     def targets(self, obs: dict[str, Tensor], lead: int) -> list[Tensor]:
         """All vectors side by side, in the networks' units, then each image in [0, 1]: (..., E) each.
@@ -217,14 +252,63 @@ class WorldModel(nn.Module):
         """
         view = self.encoder.view
         vectors = [view.scaling(view.raw(obs, lead))] if view.numeric else []
-        return [*vectors, *(obs[key].float().flatten(-3) / 255 for key in self.decoder.images)]
+        return [*vectors, *(obs[key].float().flatten(-3) / 255 for key in self.encoder.images)]
 
     @torch.no_grad()
     def errors(self, obs: dict[str, Tensor], states: State) -> Tensor:
         """(B, T): mean absolute error per element of ``targets``, averaged over them."""
-        pairs = zip(self.predictions(self.dynamics.features(states)), self.targets(obs, lead=2), strict=True)
+        features = self.features(states)
+        pairs = zip(self.predictions(features), self.targets(obs, lead=2), strict=True)
         errors = [(dreamt - truth).abs().mean(-1) for dreamt, truth in pairs]
-        return torch.stack(errors).mean(0) if errors else torch.zeros_like(states["deter"][..., 0])
+        return torch.stack(errors).mean(0) if errors else torch.zeros_like(features[..., 0])
+
+
+class LatentModel(WorldModel):
+    """DreamerV3's: observations are encoded into the latents of an RSSM, and decoded from them.
+
+    Args:
+        config: sizes and loss scales.
+        observation_space: flat Dict of Box and Discrete.
+        action_size: A.
+    """
+
+    def __init__(self, config: WorldModelConfig, observation_space: spaces.Dict, action_size: int):
+        encoder = Encoder(config, observation_space)
+        super().__init__(config, encoder)
+        self.dynamics = RSSM(config.rssm, encoder.outputs, action_size, config.norm)
+        sizes = self.dynamics.feature_sizes
+        self.decoder = Decoder(config, observation_space, encoder.view, sizes)
+        self.feature_size = sum(sizes)
+        self.reward = TwoHotHead(self.feature_size, config.bins, config.units, config.reward_layers, config.norm)
+        self.proceed = Head(self.feature_size, (1,), config.units, config.continue_layers, norm=config.norm)
+
+    def initial_state(self, n: int) -> State:
+        return self.dynamics.initial_state(n)
+
+    def observe(self, step: Steps, state: State) -> State:
+        return self.dynamics.filter(state, self.encoder(step.obs, lead=1), step.action, step.is_first)
+
+    def step(self, state: State, action: Tensor) -> State:
+        return self.dynamics.step(state, action)
+
+    def features(self, state: State) -> Tensor:
+        return self.dynamics.features(state)
+
+    def predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return SymexpTwoHot(self.reward(features)).mean, torch.sigmoid(self.proceed(features)).squeeze(-1)
+
+    def loss(self, steps: Steps, state: State) -> tuple[dict[str, Tensor], State]:
+        embed = self.encoder(steps.obs, lead=2)
+        states, losses = self.dynamics.observe(embed, steps.action, steps.is_first, state)
+        features = self.dynamics.features(states)
+        config = self.config
+        losses = {"dyn": config.dyn_scale * losses["dyn"], "rep": config.rep_scale * losses["rep"]}
+        for key, error in self._reconstruction(steps.obs, self.decoder(features)).items():
+            losses[f"rec_{key}"] = config.rec_scale * error
+        losses["rew"] = SymexpTwoHot(self.reward(features)).loss(steps.reward)
+        target = (~steps.is_terminal).float() * (1 - 1 / config.horizon)
+        losses["con"] = bernoulli_loss(self.proceed(features).squeeze(-1), target)
+        return losses, states
 
     def _reconstruction(self, obs: dict[str, Tensor], predictions: dict[str, Tensor]) -> dict[str, Tensor]:
         """(B, T) per key: squared error summed over the observation, cross entropy for discrete keys."""
@@ -236,9 +320,78 @@ class WorldModel(nn.Module):
         for key, (_, start) in view.discrete.items():
             logits = predictions[key].permute(0, 2, 1)
             errors[key] = F.cross_entropy(logits, obs[key].long() - start, reduction="none")
-        for key in self.decoder.images:
+        for key in self.encoder.images:
             errors[key] = (predictions[key] - obs[key].float() / 255).square().sum((-3, -2, -1))
         return errors
+
+    def latent_spec(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        c = self.config.rssm
+        return {"deter": ((c.deter,), torch.float16), "stoch": ((c.stoch,), torch.uint8)}
+
+    def latents(self, state: State) -> State:
+        """Half-precision deter and class indices as bytes: a quarter of the floats' size or less."""
+        stoch = state["stoch"].detach().argmax(-1).to(torch.uint8)
+        return {"deter": state["deter"].detach().to(torch.float16), "stoch": stoch}
+
+    def recall(self, steps: Steps, latents: State) -> State:
+        stoch = F.one_hot(latents["stoch"].long(), self.config.rssm.classes).float()
+        return {"deter": latents["deter"].float(), "stoch": stoch}
+
+
+class ObservationModel(WorldModel):
+    """One whose state is the observation, for observations that are numbers and hide nothing.
+
+    Beside it a state has the reward that came with it and the probability that the episode goes on.
+
+    Args:
+        config: sizes.
+        observation_space: flat Dict of Box, without images.
+        action_size: A.
+    """
+
+    def __init__(self, config: WorldModelConfig, observation_space: spaces.Dict, action_size: int):
+        super().__init__(config, Plain(config, observation_space))
+        self.size = self.encoder.view.size
+        self.feature_size = self.size + 2
+        self.dynamics = Ensemble(config.ensemble, self.size, action_size)
+
+    def initial_state(self, n: int) -> State:
+        zero = self.dynamics.reward_size.new_zeros(n)
+        return {"x": zero.unsqueeze(-1).expand(n, self.size), "reward": zero, "proceed": zero + 1}
+
+    def observe(self, step: Steps, state: State) -> State:
+        return self.recall(step, {})
+
+    def step(self, state: State, action: Tensor) -> State:
+        x, reward, proceed = self.dynamics.step(state["x"], action)
+        return {"x": x, "reward": reward, "proceed": proceed}
+
+    def features(self, state: State) -> Tensor:
+        return torch.cat([state["x"], state["reward"].unsqueeze(-1), state["proceed"].unsqueeze(-1)], -1)
+
+    def predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return features[..., -2], features[..., -1] * (1 - 1 / self.config.horizon)
+
+    def decoder(self, features: Tensor) -> dict[str, Tensor]:
+        """Features (..., F) -> the observation by key, as networks see it."""
+        sizes = self.encoder.view.sizes
+        return dict(zip(sizes, features[..., : self.size].split(list(sizes.values()), -1), strict=True))
+
+    def loss(self, steps: Steps, state: State) -> tuple[dict[str, Tensor], State]:
+        states, later = self.recall(steps, {}), steps[:, 1:]
+        x, next_x, proceed = states["x"][:, :-1], states["x"][:, 1:], states["proceed"][:, 1:]
+        parts = (x, later.action.clamp(-1, 1), next_x, later.reward, proceed, (~later.is_first).float())
+        return self.dynamics.loss(*(part.flatten(0, 1) for part in parts)), states
+
+    def latent_spec(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return {}
+
+    def latents(self, state: State) -> State:
+        return {}
+
+    def recall(self, steps: Steps, latents: State) -> State:
+        x = self.encoder(steps.obs, lead=steps.reward.ndim)
+        return {"x": x, "reward": steps.reward, "proceed": (~steps.is_terminal).float()}
 
 
 @contextmanager

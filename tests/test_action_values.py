@@ -71,7 +71,7 @@ def experienced(seed: int = 0, **options: Any) -> tuple[Dreamer, ActionValues, E
 
 def drawn(agent: Dreamer, experience: Experience, size: int, length: int) -> tuple[Steps, dict[str, Tensor]]:
     batch = experience.replay.draw(size, length)
-    return batch.steps, agent._restore(batch.latents)
+    return batch.steps, agent.world_model.recall(batch.steps, batch.latents)
 
 
 def replayed(agent: Dreamer, experience: Experience, size: int) -> Transitions:
@@ -134,7 +134,7 @@ def test_memory_adds_the_state_of_the_world_model() -> None:
         agent.update(experience.replay)
         steps, states = drawn(agent, experience, 6, 1)
         state = {name: value[:, 0] for name, value in states.items()}
-        features = agent.world_model.dynamics.features(state)
+        features = agent.world_model.features(state)
         size = 4 + 3 + memory * agent.world_model.feature_size
         seen, dreamt = values.see(steps[:, 0].obs, state), values.see_dreamt(features)
         assert seen.shape == dreamt.shape == (6, size)
@@ -224,14 +224,14 @@ def test_each_step_changes_its_own_part() -> None:
 
 def test_dreams_begin_with_what_was_seen_and_follow_the_policy_or_wander(monkeypatch: pytest.MonkeyPatch) -> None:
     agent, values, experience = experienced(dream=3, wander=50.0)
-    n, dynamics, model = 6, agent.world_model.dynamics, agent.world_model
-    path, advance = list[State](), dynamics.step
+    n, model = 6, agent.world_model
+    path, advance = list[State](), model.step
 
     def recorded(state: State, action: Tensor) -> State:
         path.append(advance(state, action))
         return path[-1]
 
-    monkeypatch.setattr(dynamics, "step", recorded)
+    monkeypatch.setattr(model, "step", recorded)
     steps, states = drawn(agent, experience, n, 1)
     start = {name: value[:, 0] for name, value in states.items()}
     seen, dreamt = values._dream(steps, states)
@@ -243,7 +243,7 @@ def test_dreams_begin_with_what_was_seen_and_follow_the_policy_or_wander(monkeyp
     assert (actions[:, 1::2].abs() == 1).float().mean() > 0.8  # so much noise on every second dream, on the others none
     assert (actions[:, ::2].abs() < 1).all()
     for h in range(3):
-        rows, features = slice(h * n, (h + 1) * n), dynamics.features(path[h])
+        rows, features = slice(h * n, (h + 1) * n), model.features(path[h])
         torch.testing.assert_close(dreamt.next_x[rows], model.expected(features))
         torch.testing.assert_close(dreamt.reward[rows], model.predict(features)[0])
 

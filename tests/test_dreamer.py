@@ -357,7 +357,7 @@ def test_latents_survive_the_replay() -> None:
     state = experience.state
     compact = agent.latents(state)
     assert {name: (tuple(x.shape[1:]), x.dtype) for name, x in compact.items()} == agent.latent_spec()
-    restored = agent._restore(compact)
+    restored = agent.world_model.recall(experience.step, compact)
     assert torch.equal(restored["stoch"], state["stoch"]) and state["stoch"].sum() > 0
     torch.testing.assert_close(restored["deter"], state["deter"], rtol=1e-3, atol=1e-6)
 
@@ -383,14 +383,14 @@ def test_the_noise_drives_what_is_explored_and_the_mode_leaves_it_alone() -> Non
     state = {**experience.state, "noise": torch.full_like(experience.state["noise"], 2.0)}
     torch.manual_seed(0)
     action, after = agent.act(step, state, explore=True)
-    policy = agent.behaviour.actor(agent.world_model.dynamics.features(after))
+    policy = agent.behaviour.actor(agent.world_model.features(after))
     assert torch.equal(after["noise"], state["noise"])
     torch.testing.assert_close(action, policy.mean + 2 * policy.std)
     assert policy.std.min() >= 0.4
     torch.manual_seed(0)
     action, after = agent.act(step, state, explore=False)
     assert torch.equal(after["noise"], state["noise"])
-    policy = agent.behaviour.actor(agent.world_model.dynamics.features(after))
+    policy = agent.behaviour.actor(agent.world_model.features(after))
     torch.testing.assert_close(action, policy.mean)
 
 
@@ -403,7 +403,7 @@ def test_actions_are_drawn_or_the_mode(action_space: spaces.Space) -> None:
     for seed in range(20):
         torch.manual_seed(seed)
         action, after = agent.act(step, state, explore=False)
-        assert torch.equal(action, agent.behaviour.actor(agent.world_model.dynamics.features(after)).mode)
+        assert torch.equal(action, agent.behaviour.actor(agent.world_model.features(after)).mode)
         drawn.append(agent.act(step, state, explore=True)[0])
     assert torch.stack(drawn).std(0).max() > 0.2
 

@@ -26,10 +26,12 @@ BOTH = {**VECTOR, "image": spaces.Box(0, 255, (16, 16, 3), np.uint8), "mode": sp
 BOX, DISCRETE = spaces.Box(-1, 1, (2,)), spaces.Discrete(3)
 CONFIG = debug().agent
 PATHWISE = replace(CONFIG, actor_gradient="pathwise", starts=5, return_debias=True)
+ENSEMBLE = replace(CONFIG, actor_gradient="action_values", model=replace(CONFIG.model, family="ensemble"))
 NORMALISED = replace(CONFIG, model=replace(CONFIG.model, norm="layer", normalise=True))
 CASES = {
     "reinforce": (CONFIG, VECTOR, BOX),
     "pathwise": (PATHWISE, VECTOR, BOX),
+    "ensemble": (ENSEMBLE, VECTOR, BOX),
     "discrete": (NORMALISED, VECTOR, DISCRETE),
     "images": (CONFIG, BOTH, BOX),
 }
@@ -59,7 +61,7 @@ def random_steps(observations: dict[str, Any], action: Any, device: str) -> Step
 
 def update(config: DreamerConfig, observations: dict[str, Any], action: Any, first: Any = nullcontext) -> None:
     agent = Dreamer(config, spaces.Dict(observations), action, "meta")
-    steps, context = random_steps(observations, action, "meta"), agent.world_model.dynamics.initial_state(B)
+    steps, context = random_steps(observations, action, "meta"), agent.world_model.initial_state(B)
     agent.learn(steps, context)  # constants that are kept are made here
     with first():
         latents, metrics = agent.learn(steps, context)
@@ -78,7 +80,7 @@ def test_action_values_stay_on_the_device() -> None:
     agent = Dreamer(config, spaces.Dict(VECTOR), BOX, "meta")
     values, steps = agent.behaviour, random_steps(VECTOR, BOX, "meta")[:, :2]
     assert isinstance(values, ActionValues)
-    state = agent.world_model.dynamics.initial_state(B)
+    state = agent.world_model.initial_state(B)
     states = {name: value.unsqueeze(1).expand(B, 2, *value.shape[1:]) for name, value in state.items()}
     for first in (nullcontext, StaysThere):
         with first():
@@ -164,9 +166,11 @@ def test_bfloat16_changes_losses_and_gradients_a_little(case: str) -> None:
     for precision in ("float32", "bfloat16"):
         torch.manual_seed(0)
         agent = Dreamer(replace(config, precision=precision), spaces.Dict(observations), action)
-        context = agent.world_model.dynamics.initial_state(B)
+        context = agent.world_model.initial_state(B)
+        steps = random_steps(observations, action, "cpu")
+        steps.obs["state"].normal_()
         with agent._precision():
-            losses, states, *_ = agent.losses(random_steps(observations, action, "cpu"), context)
+            losses, states, *_ = agent.losses(steps, context)
         total = torch.stack([value.mean() for value in losses.values()]).sum()
         total.backward()
         gradients = [parameter.grad for parameter in agent.modules.parameters() if parameter.grad is not None]

@@ -48,17 +48,13 @@ class Walk(gymnasium.Env[Any, Any]):
 
 @dataclass
 class Model:
-    """Is its own dynamics. Knows ``Walk``, but for what is set otherwise; its state is (time, place, last reward)."""
+    """Knows ``Walk``, but for what is set otherwise; its state is (time, place, last reward)."""
 
     length: float
     noise: float = 0.0
     drift: float = 0.0
     bonus: float = 0.0
     config: Any = field(default_factory=lambda: SimpleNamespace(horizon=50))
-
-    @property
-    def dynamics(self) -> Model:
-        return self
 
     def features(self, state: dict[str, Tensor]) -> Tensor:
         return state["all"]
