@@ -242,12 +242,12 @@ class Dreamer:
     # ---- learning ------------------------------------------------------------------------------
 
     def update(self, replay: Replay) -> Metrics:
-        """One gradient update of the world model, and of actor and critics as many as go with it; new latents."""
-        self.last_batch = batch = replay.sample(self.config.batch_size, self.config.batch_length + 1)
-        steps, context = self._split(batch)
-        latents, metrics = self.learn(steps, context)
-        env, time = batch.index
-        replay.write_latents((env, time[:, 1:]), latents)
+        """Gradient steps of the world model, and of actor and critics as many as go with them; new latents."""
+        for _ in range(self.world_model.gradient_steps):
+            self.last_batch = batch = replay.sample(self.config.batch_size, self.config.batch_length + 1)
+            latents, metrics = self.learn(*self._split(batch))
+            env, time = batch.index
+            replay.write_latents((env, time[:, 1:]), latents)
         further = self.behaviour.update(replay)
         losses = [value for name, value in further.items() if name.startswith("train/loss/")]
         return {**metrics, **further, "train/loss/total": sum(losses, metrics["train/loss/total"])}

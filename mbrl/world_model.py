@@ -146,6 +146,8 @@ class WorldModel(nn.Module, ABC):
 
     feature_size: int
     """F."""
+    gradient_steps = 1
+    """How many of its own belong to an update of the agent, each on a batch of its own."""
     decoder: Callable[[Tensor], dict[str, Tensor]]
 
     def __init__(self, config: WorldModelConfig, encoder: Plain):
@@ -351,7 +353,7 @@ class ObservationModel(WorldModel):
 
     def __init__(self, config: WorldModelConfig, observation_space: spaces.Dict, action_size: int):
         super().__init__(config, Plain(config, observation_space))
-        self.size = self.encoder.view.size
+        self.gradient_steps, self.size = config.ensemble.steps, self.encoder.view.size
         self.feature_size = self.size + 2
         self.dynamics = Ensemble(config.ensemble, self.size, action_size)
 

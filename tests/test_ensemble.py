@@ -212,9 +212,25 @@ def test_laptop_takes_it_and_reference_does_not() -> None:
     assert isinstance(Dreamer(debug().agent, STATE, BOX).world_model, LatentModel)
 
 
-def test_an_unknown_family_is_refused() -> None:
-    with pytest.raises(UserError, match="'rssm' or 'ensemble'"):
-        Dreamer(configured(family="transformer"), STATE, BOX)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"family": "transformer"}, "'rssm' or 'ensemble'"),
+        ({"ensemble": EnsembleConfig(members=0)}, "--config.model.ensemble.members is 0; it must be at least 1"),
+        ({"ensemble": EnsembleConfig(steps=0)}, "--config.model.ensemble.steps is 0"),
+    ],
+)
+def test_what_nothing_could_be_done_with_is_refused(options: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Dreamer(configured(**options), STATE, BOX)
+
+
+def test_an_update_takes_as_many_steps_of_the_model_as_are_asked_for() -> None:
+    agent = Dreamer(configured(ensemble=EnsembleConfig(2, 8, steps=3)), Chase.observation_space, BOX)
+    experience = Experience(agent, SyncVectorEnv([Chase] * 2, autoreset_mode=AutoresetMode.NEXT_STEP))
+    experience.gather(20)
+    agent.update(experience.replay)
+    assert agent.optimiser.param_groups[0]["count"] == agent.world_model.dynamics.count == 3
 
 
 def test_the_agent_foresees_what_its_environment_does() -> None:
@@ -228,7 +244,7 @@ def test_the_agent_foresees_what_its_environment_does() -> None:
         metrics = agent.update(experience.replay)
     assert {"train/loss/dyn", "train/loss/value", "train/loss/policy"} <= set(metrics)
     found = judge(agent, SyncVectorEnv(make, autoreset_mode=AutoresetMode.NEXT_STEP), seed=3, probes=20, horizon=5)
-    assert found["model/error"][0] < 0.1 and found["model/reward_error"][0] < 0.1
+    assert found["model/error"][0] < 0.1 and found["model/reward_error"][0] < 0.2
     assert found["model/spread"][0] > 0.1
     report = agent.report(experience.replay)
     assert report["report/open_loop_error"][0] < 0.2 and report["report/dream"].shape == report["report/truth"].shape

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mbrl.distributions import bernoulli_loss
+from mbrl.errors import UserError
 from mbrl.networks import ResidualEnsemble
 
 REWARD_SCALE = 10.0
@@ -32,6 +33,8 @@ class EnsembleConfig:
     """K."""
     units: int = 256
     """Width of a member."""
+    steps: int = 2
+    """Gradient steps in an update of the agent."""
 
 
 class Ensemble(nn.Module):
@@ -40,6 +43,9 @@ class Ensemble(nn.Module):
         config: sizes.
         size: X.
         action_size: A.
+
+    Raises:
+        UserError: a number of ``config`` that nothing could be done with.
     """
 
     change: Tensor
@@ -50,6 +56,9 @@ class Ensemble(nn.Module):
 
     def __init__(self, config: EnsembleConfig, size: int, action_size: int):
         super().__init__()
+        for name in ("members", "units", "steps"):
+            if getattr(config, name) < 1:
+                raise UserError(f"--config.model.ensemble.{name} is {getattr(config, name)}; it must be at least 1")
         self.size, self.net = size, ResidualEnsemble(config.members, size + action_size, size + 2, config.units)
         self.register_buffer("change", torch.zeros(size))  # mean square of x' - x
         self.register_buffer("low", torch.zeros(size))
