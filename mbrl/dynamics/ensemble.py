@@ -38,7 +38,8 @@ class EnsembleConfig:
 
 
 class Ensemble(nn.Module):
-    """
+    """K networks side by side, and what they need to know of the size of things.
+
     Args:
         config: sizes.
         size: X.
