@@ -92,6 +92,13 @@ def test_an_update_has_not_become_dearer(work: str, kernels: int, gflop: float) 
     assert speed.count_gflop(lambda: agent.update(replay)) <= gflop
 
 
+def test_parts_that_an_agent_does_not_have_take_no_time() -> None:
+    """laptop dreams by an ensemble and within its critics' steps."""
+    parts = speed.breakdown(*speed.build(replace(WORKS["laptop"], stored=80)), budget=0.1)
+    assert tuple(parts) == SECTIONS
+    assert {name for name, took in parts.items() if not took} == {"observe", "imagine"}
+
+
 def test_inner_sections_are_not_booked_twice() -> None:
     now = 0.0
     watch = Stopwatch(clock=lambda: now)
