@@ -76,6 +76,20 @@ def interval_of_mean(scores: np.ndarray, confidence: float = 0.95, replicates: i
     return aggregate(mean, [np.asarray(scores)], confidence, replicates, seed)
 
 
+def difference_of_means(
+    x: np.ndarray, y: np.ndarray, confidence: float = 0.95, replicates: int = 10_000, seed: int = 0
+) -> Interval:
+    """Mean of one task's runs `x` less that of others `y`, (runs,) each, and its percentile bootstrap interval."""
+    (x,), (y,) = _per_task([x]), _per_task([y])
+    n, value = min(len(x), len(y)), float(x.mean() - y.mean())
+    if n == 1:
+        return Interval(value, math.nan, math.nan, n)
+    rng = np.random.default_rng(seed)
+    replicated = _weights(rng, replicates, len(x)) @ x - _weights(rng, replicates, len(y)) @ y
+    low, high = np.quantile(replicated, _ends(confidence))
+    return Interval(value, float(low), float(high), n)
+
+
 def iqm(scores: np.ndarray) -> Numbers:
     """Interquartile mean of all runs and tasks (..., runs, tasks): the middle half, a quarter cut off on each side."""
     flat = np.asarray(scores, float)

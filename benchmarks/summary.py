@@ -274,8 +274,10 @@ def _geometric_mean(found: Sequence[Steps], agent: str) -> tuple[float, bool]:
 
 
 def _lost(task: Task, ours: str, theirs: str, ratio: StepsRatio) -> str:
-    a, b = float(task.final(ours).mean()), float(task.final(theirs).mean())
-    reasons = [f"{a:.4g} against {b:.4g} at the end"] if a < b else []
+    a, b = task.final(ours), task.final(theirs)
+    gap = statistics.difference_of_means(a, b)
+    noise = ", within the noise of the seeds" if gap.high >= 0 else ""
+    reasons = [f"{a.mean():.4g} against {b.mean():.4g} at the end{noise}"] if gap.value < 0 else []
     if ratio.value < 1:
         reasons.append(f"{1 / ratio.value:.2g} times the steps to {task.scale.target:.4g}")
     return f"{task.env} ({', '.join(reasons)})" if reasons else ""

@@ -392,6 +392,14 @@ def test_the_headline_of_more_tasks_and_where_it_loses() -> None:
     assert pair.lost == [f"{RUN} (820 against 900 at the end, 2 times the steps to 800)"]
 
 
+def test_a_loss_may_be_within_the_noise_of_the_seeds() -> None:
+    slow = rows_of("dreamer", WALK, (0.0, 0.0, 500.0), (0.0, 0.0, 600.0))
+    [pair] = summary_of(slow, rows_of("sac", WALK, (0.0, 0.0, 540.0), (0.0, 0.0, 580.0))).comparisons
+    assert pair.lost == [f"{WALK} (550 against 560 at the end, within the noise of the seeds)"]
+    [pair] = summary_of(slow, rows_of("sac", WALK, (0.0, 0.0, 601.0), (0.0, 0.0, 602.0))).comparisons
+    assert pair.lost == [f"{WALK} (550 against 601.5 at the end)"]
+
+
 def test_a_comparator_that_never_gets_there_is_censored() -> None:
     [pair] = summary_of(rows_of("dreamer", WALK, *FAST), rows_of("sac", WALK, *NEVER)).comparisons
     assert headline(pair, "toy") == (

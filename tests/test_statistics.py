@@ -44,6 +44,18 @@ def test_interval_of_mean_is_scipys_percentile_bootstrap() -> None:
     assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.03 * width)
 
 
+def test_the_interval_of_a_difference_is_scipys() -> None:
+    ours, theirs = scores()[:, 0], scores()[:6, 1]
+    found = statistics.difference_of_means(ours, theirs)
+    expected = scipy.stats.bootstrap(
+        (ours, theirs), lambda x, y, axis: x.mean(axis) - y.mean(axis), method="percentile", n_resamples=10_000, rng=1
+    ).confidence_interval
+    width = found.high - found.low
+    assert found.value == pytest.approx(ours.mean() - theirs.mean()) and found.n == 6
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.03 * width)
+    assert math.isnan(statistics.difference_of_means(ours, theirs[:1]).high)
+
+
 def test_stratified_interval_is_that_of_resampling_each_task() -> None:
     some = scores()
     rng = np.random.default_rng(1)
