@@ -44,7 +44,7 @@ class DreamerConfig:
     model: WorldModelConfig = field(default_factory=WorldModelConfig)
     """The world model."""
     batch_size: int = 16
-    """B: replayed sequences in an update."""
+    """B: replayed sequences in an update; an ensemble takes single transitions instead."""
     batch_length: int = 64
     """T: steps of a sequence, beside one step of context."""
     horizon: int = 15
@@ -173,7 +173,9 @@ class Dreamer:
         groups = [{"params": list(self.world_model.parameters())}, *self.behaviour.groups()]
         self.optimiser = LaProp(groups, lr=config.lr, agc=config.agc, warmup=config.warmup)
         self.learn = self._recorded()
-        self.min_steps = config.batch_length + 1
+        self.batch = self.world_model.batch or (config.batch_size, config.batch_length)
+        """(B, T) of a gradient step of the world model."""
+        self.min_steps = self.batch[1] + 1
         """Steps a replay must hold before the first update."""
         self.update_ratio = self.behaviour.update_ratio
         self.last_batch: Batch | None = None
@@ -243,8 +245,9 @@ class Dreamer:
 
     def update(self, replay: Replay) -> Metrics:
         """Gradient steps of the world model, and of actor and critics as many as go with them; new latents."""
+        size, length = self.batch
         for _ in range(self.world_model.gradient_steps):
-            self.last_batch = batch = replay.sample(self.config.batch_size, self.config.batch_length + 1)
+            self.last_batch = batch = replay.sample(size, length + 1)
             latents, metrics = self.learn(*self._split(batch))
             env, time = batch.index
             replay.write_latents((env, time[:, 1:]), latents)

@@ -301,7 +301,7 @@ def measure(work: Work, budget: float, device: str = "cpu", trace: Path | None =
         device: where the networks are.
         trace: where a profiler trace goes.
     """
-    config, load = work.agent, os.getloadavg()[0]
+    load = os.getloadavg()[0]
     say("the machine's matrix product")
     peak = peak_gflops(work.matrix, budget, device)
     say("updates")
@@ -314,8 +314,8 @@ def measure(work: Work, budget: float, device: str = "cpu", trace: Path | None =
     kernels = count_kernels(lambda: agent.update(replay))
     say("the parts of an update")
     parts = breakdown(agent, replay, budget)
-    length = config.batch_length + 1  # one step of context, as in the update
-    sampling = seconds_per_call(lambda: replay.sample(config.batch_size, length), budget, warmup=3)
+    size, length = agent.batch
+    sampling = seconds_per_call(lambda: replay.sample(size, length + 1), budget, warmup=3)  # with a step of context
     say("acting")
     acting = {str(n): act_steps_per_s(agent, n, budget) for n in ACTING}
     say("the environment")
@@ -327,12 +327,11 @@ def measure(work: Work, budget: float, device: str = "cpu", trace: Path | None =
     if work.images:
         say("drawing")
         frames = frames_per_s(budget)
-    replayed = config.batch_size * config.batch_length
     return {
         **describe(work, agent),
         "load_average": load,  # what others were using: figures of a busy machine are too low
         "updates_per_s": updates,
-        "replayed_steps_per_s": updates * replayed,
+        "replayed_steps_per_s": updates * size * length,
         "gflop_per_update": gflop,
         "kernels_per_update": kernels,
         "peak_gflops": peak,
@@ -358,14 +357,14 @@ def render_ratio(frames: dict[str, float]) -> float:
 def describe(work: Work, agent: Dreamer) -> dict[str, Any]:
     """What was measured, and on what."""
     config = work.agent
-    replayed = config.batch_size * config.batch_length
+    size, length = agent.batch
     return {
         "work": work.name,
         "parameters": agent.num_parameters,
-        "batch_size": config.batch_size,
-        "batch_length": config.batch_length,
+        "batch_size": size,
+        "batch_length": length,
         "horizon": config.horizon,
-        "starts": min(config.starts or replayed, replayed),
+        "starts": min(config.starts or size * length, size * length),
         "device": torch.cuda.get_device_name() if agent.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

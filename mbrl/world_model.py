@@ -148,6 +148,8 @@ class WorldModel(nn.Module, ABC):
     """F."""
     gradient_steps = 1
     """How many of its own belong to an update of the agent, each on a batch of its own."""
+    batch: tuple[int, int] | None = None
+    """(B, T) of each, where the agent's would not do."""
     decoder: Callable[[Tensor], dict[str, Tensor]]
 
     def __init__(self, config: WorldModelConfig, encoder: Plain):
@@ -353,7 +355,8 @@ class ObservationModel(WorldModel):
 
     def __init__(self, config: WorldModelConfig, observation_space: spaces.Dict, action_size: int):
         super().__init__(config, Plain(config, observation_space))
-        self.gradient_steps, self.size = config.ensemble.steps, self.encoder.view.size
+        self.gradient_steps, self.batch = config.ensemble.steps, (config.ensemble.batch_size, 2)
+        self.size = self.encoder.view.size
         self.feature_size = self.size + 2
         self.dynamics = Ensemble(config.ensemble, self.size, action_size)
 

@@ -218,6 +218,7 @@ def test_laptop_takes_it_and_reference_does_not() -> None:
         ({"family": "transformer"}, "'rssm' or 'ensemble'"),
         ({"ensemble": EnsembleConfig(members=0)}, "--config.model.ensemble.members is 0; it must be at least 1"),
         ({"ensemble": EnsembleConfig(steps=0)}, "--config.model.ensemble.steps is 0"),
+        ({"ensemble": EnsembleConfig(batch_size=0)}, "--config.model.ensemble.batch-size is 0"),
     ],
 )
 def test_what_nothing_could_be_done_with_is_refused(options: Any, message: str) -> None:
@@ -226,11 +227,13 @@ def test_what_nothing_could_be_done_with_is_refused(options: Any, message: str) 
 
 
 def test_an_update_takes_as_many_steps_of_the_model_as_are_asked_for() -> None:
-    agent = Dreamer(configured(ensemble=EnsembleConfig(2, 8, steps=3)), Chase.observation_space, BOX)
+    """Each with transitions of their own, and not with the sequences of other families."""
+    agent = Dreamer(configured(ensemble=EnsembleConfig(2, 8, steps=3, batch_size=7)), Chase.observation_space, BOX)
     experience = Experience(agent, SyncVectorEnv([Chase] * 2, autoreset_mode=AutoresetMode.NEXT_STEP))
     experience.gather(20)
     agent.update(experience.replay)
     assert agent.optimiser.param_groups[0]["count"] == agent.world_model.dynamics.count == 3
+    assert agent.last_batch.steps.reward.shape == (7, 3) and agent.min_steps == 3
 
 
 def test_the_agent_foresees_what_its_environment_does() -> None:

@@ -35,6 +35,8 @@ class EnsembleConfig:
     """Width of a member."""
     steps: int = 2
     """Gradient steps in an update of the agent."""
+    batch_size: int = 240
+    """n: transitions of a gradient step, each drawn for itself: neighbours would tell the same."""
 
 
 class Ensemble(nn.Module):
@@ -57,9 +59,10 @@ class Ensemble(nn.Module):
 
     def __init__(self, config: EnsembleConfig, size: int, action_size: int):
         super().__init__()
-        for name in ("members", "units", "steps"):
+        for name in ("members", "units", "steps", "batch_size"):
             if getattr(config, name) < 1:
-                raise UserError(f"--config.model.ensemble.{name} is {getattr(config, name)}; it must be at least 1")
+                option = f"--config.model.ensemble.{name.replace('_', '-')}"
+                raise UserError(f"{option} is {getattr(config, name)}; it must be at least 1")
         self.size, self.net = size, ResidualEnsemble(config.members, size + action_size, size + 2, config.units)
         self.register_buffer("change", torch.zeros(size))  # mean square of x' - x
         self.register_buffer("low", torch.zeros(size))
