@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from mbrl.distributions import SquashedNormal
-from mbrl.errors import UserError
+from mbrl.errors import UserError, check_least
 from mbrl.interfaces import Imagined, State
 from mbrl.networks import ResidualEnsemble
 from mbrl.optim import LaProp, track
@@ -78,10 +78,7 @@ def _check(config: ActionValueConfig) -> None:
     UserError: a number that nothing could be done with.
     """
     counts = ("critic_steps", "actor_every", "batch_size", "dreams", "dream", "critics", "units", "horizon")
-    for name, least in {**dict.fromkeys(counts, 1), "dreamt": 0, "wander": 0}.items():
-        if getattr(config, name) < least:
-            option = f"--config.action-values.{name.replace('_', '-')}"
-            raise UserError(f"{option} is {getattr(config, name)}; it must be at least {least}")
+    check_least(config, "--config.action-values", {**dict.fromkeys(counts, 1), "dreamt": 0, "wander": 0})
     if config.dreamt >= 1:
         raise UserError(f"--config.action-values.dreamt is {config.dreamt}; it must be below 1: real rewards count")
     if config.temperature <= 0:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mbrl.distributions import bernoulli_loss
-from mbrl.errors import UserError
+from mbrl.errors import check_least
 from mbrl.networks import ResidualEnsemble
 
 REWARD_SCALE = 10.0
@@ -59,10 +59,8 @@ class Ensemble(nn.Module):
 
     def __init__(self, config: EnsembleConfig, size: int, action_size: int):
         super().__init__()
-        for name in ("members", "units", "steps", "batch_size"):
-            if getattr(config, name) < 1:
-                option = f"--config.model.ensemble.{name.replace('_', '-')}"
-                raise UserError(f"{option} is {getattr(config, name)}; it must be at least 1")
+        counts = ("members", "units", "steps", "batch_size")
+        check_least(config, "--config.model.ensemble", dict.fromkeys(counts, 1))
         self.size, self.net = size, ResidualEnsemble(config.members, size + action_size, size + 2, config.units)
         self.register_buffer("change", torch.zeros(size))  # mean square of x' - x
         self.register_buffer("low", torch.zeros(size))
