@@ -140,6 +140,7 @@ class ActionValues:
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature), device=device))
         self.reward_scale = nn.Parameter(torch.ones((), device=device), requires_grad=False)
         """The largest reward so far, of either sign, and at least 1: values are learnt in units of it."""
+        self.aimless = True
         self.wanted_entropy = config.entropy * actions
         learnt = (self.actor.parameters(), self.critics.parameters(), [self.log_temperature])
         fused = device.type in ("cpu", "cuda")
@@ -190,6 +191,7 @@ class ActionValues:
         seen, dreamt = self._dream(*self._recall(starts))
         real = self._replayed(*self._recall(batch))
         self.reward_scale.copy_(torch.maximum(self.reward_scale, real.reward.abs().max()))
+        self.aimless = self.aimless and _all_alike(real)
         picked = self._pick(steps * from_dreams, len(dreamt.x))
         parts = [torch.cat([_split(r, steps), _split(d[picked], steps)], 1) for r, d in zip(real, dreamt, strict=True)]
         for k, transitions in enumerate(map(Transitions, *parts)):
@@ -271,11 +273,18 @@ class ActionValues:
         return optimiser
 
     def state_dict(self) -> dict[str, Any]:
-        return {"action_values": [optimiser.state_dict() for optimiser in self.optimisers]}
+        return {"action_values": [optimiser.state_dict() for optimiser in self.optimisers], "aimless": self.aimless}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for optimiser, stored in zip(self.optimisers, state["action_values"], strict=True):
             optimiser.load_state_dict(stored)
+        self.aimless = state.get("aimless", False)
+
+
+def _all_alike(steps: Transitions) -> bool:
+    """Whether no reward and no end tells one action from another."""
+    reward, proceed = steps.reward[steps.weight > 0], steps.proceed[steps.weight > 0]
+    return bool((reward == reward[:1]).all() and proceed.all())
 
 
 def _at(states: State, t: int) -> State:

@@ -108,6 +108,8 @@ class Behaviour(Protocol):
     """All that is learnt, by name."""
     update_ratio: float
     """Updates of the agent per decision that suit it."""
+    aimless: bool
+    """Nothing that was experienced tells yet one action from another: then noise explores farther than a policy."""
 
     def policy(self, obs: dict[str, Tensor], state: State) -> Policy:
         """What to do (n,) in the states that observations (n, ...) have led to."""
@@ -219,7 +221,7 @@ class Dreamer:
             action = policy.sample()
         else:
             noise = self._explore(noise, step.is_first)
-            action = policy.sample(noise)
+            action = noise.clamp(-1, 1) if self.behaviour.aimless else policy.sample(noise)
         return action.cpu(), {**state, "noise": noise}
 
     def policy(self, features: Tensor) -> Policy:
@@ -322,6 +324,7 @@ class Dreamer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.modules.load_state_dict(state["model"])
+        self.behaviour.aimless = False  # in an agent that is to act only, nothing would ever end it
         if "optimiser" in state:
             self.optimiser.load_state_dict(self.behaviour.adapt(state["optimiser"]))
             self.behaviour.load_state_dict(state)

@@ -72,6 +72,7 @@ class StateValues:
     """
 
     update_ratio = 0.5
+    aimless = False
 
     def __init__(
         self,

@@ -282,6 +282,63 @@ def test_the_temperature_brings_the_entropy_to_what_it_should_be(wanted: float, 
     assert (values.log_temperature.item() - before) * sign > 0
 
 
+# ---- exploring ---------------------------------------------------------------------------------------
+
+
+class Nothing(Short):
+    """Each step gives the same reward and no episode ends, except as said of the last step of every second one."""
+
+    last_reward, terminal = 0.5, False
+
+    def step(self, action: Any) -> Any:
+        obs, _, special, over, info = super().step(action)
+        return obs, self.last_reward if special else 0.5, special and self.terminal, over, info
+
+
+class Rewarding(Nothing):
+    last_reward = 0.75
+
+
+class Ending(Nothing):
+    terminal = True
+
+
+@pytest.mark.parametrize(("kind", "aimless"), [(Nothing, True), (Rewarding, False), (Ending, False)])
+def test_noise_alone_explores_until_a_reward_or_an_end_differs(
+    kind: type[Short], aimless: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reset's reward of 0 is none; a policy that always says 1 shows which of the two acts."""
+    torch.manual_seed(0)
+    agent = Dreamer(configured(batch_size=200), VECTOR, BOX)
+    experience = Experience(agent, SyncVectorEnv([kind] * 2, autoreset_mode=AutoresetMode.NEXT_STEP))
+    experience.gather(40)
+    assert agent.behaviour.aimless
+    agent.update(experience.replay)
+    assert agent.behaviour.aimless is aimless
+    decided = SquashedNormal(torch.full((2, 1), 9.0), torch.full((2, 1), -9.0))
+    monkeypatch.setattr(agent.behaviour, "policy", lambda obs, state: decided)
+    for explore, by_noise in ((True, aimless), (False, False)):
+        actions = torch.cat([agent.act(experience.step, experience.state, explore)[0] for _ in range(200)])
+        assert (actions.mean() < 0.3 and (actions.abs() == 1).float().mean() > 0.2) == by_noise
+        assert (actions > 0.9).all() != by_noise
+
+
+def test_an_agent_that_is_loaded_to_act_has_an_aim_and_one_that_goes_on_has_what_it_had() -> None:
+    agent, values, _ = experienced()
+    for aimless in (True, False):
+        values.aimless = aimless
+        state = copy.deepcopy(agent.state_dict())
+        again = experienced(seed=5)[0]
+        again.load_state_dict(state)
+        assert again.behaviour.aimless is aimless
+        again.load_state_dict({"model": state["model"]})
+        assert not again.behaviour.aimless
+    state.pop("aimless")  # of a run from before there was such a thing
+    again.behaviour.aimless = True
+    again.load_state_dict(state)
+    assert not again.behaviour.aimless
+
+
 # ---- a run -------------------------------------------------------------------------------------------
 
 
