@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,11 +31,12 @@ from mbrl.errors import UserError, check_least
 from mbrl.interfaces import Imagined, State
 from mbrl.networks import ResidualEnsemble
 from mbrl.optim import LaProp, track
-from mbrl.replay import Batch, Replay
+from mbrl.replay import Replay
 from mbrl.steps import Steps
 from mbrl.world_model import WorldModel, frozen
 
 Metrics = dict[str, Tensor | float]
+Record = Callable[[Callable[..., Any]], Callable[..., Any]]
 WANDERING = 0.8
 """Correlation of the noise in dreams from one step to the next."""
 
@@ -121,6 +123,7 @@ class ActionValues:
         world_model: whose dreams the actor learns in.
         actions: A, all continuous.
         device: where the networks live.
+        record: makes of a function of tensors one that does the same, on a GPU from a recording.
 
     Raises:
         UserError: a number of ``config`` that nothing could be done with.
@@ -129,10 +132,14 @@ class ActionValues:
     update_ratio = 1.0
     """Without dreamt transitions the critics would promise too much after so many updates."""
 
-    def __init__(self, config: ActionValueConfig, world_model: WorldModel, actions: int, device: torch.device):
+    def __init__(
+        self, config: ActionValueConfig, world_model: WorldModel, actions: int, device: torch.device, record: Record
+    ):
         _check(config)
-        self.config, self.world_model, self.device = config, world_model, device
+        self.config, self.world_model, self.device, self.record = config, world_model, device, record
         self.discount = 1 - 1 / config.horizon
+        self.from_dreams = int(config.dreamt * config.batch_size)
+        """Of the transitions of a step."""
         size = world_model.encoder.view.size + (world_model.feature_size if config.memory else 0)
         self.actor = SoftActor(size, actions, config.units).to(device)
         self.critics = ResidualEnsemble(config.critics, size + actions, 1, config.units).to(device)
@@ -143,12 +150,13 @@ class ActionValues:
         self.aimless = True
         self.wanted_entropy = config.entropy * actions
         learnt = (self.actor.parameters(), self.critics.parameters(), [self.log_temperature])
-        fused = device.type in ("cpu", "cuda")
-        self.optimisers = [torch.optim.Adam(params, config.lr, fused=fused) for params in learnt]
+        fused, capturable = device.type in ("cpu", "cuda"), device.type == "cuda"
+        self.optimisers = [torch.optim.Adam(params, config.lr, fused=fused, capturable=capturable) for params in learnt]
         numbers = nn.ParameterDict({"log_temperature": self.log_temperature, "reward_scale": self.reward_scale})
         self.modules: dict[str, nn.Module] = {
             "actor": self.actor, "critic": self.critics, "slow_critic": self.slow_critics, "behaviour": numbers,
         }  # fmt: skip
+        self.learn = record(self._learn)
 
     # ---- what is seen ----------------------------------------------------------------------------
 
@@ -184,26 +192,31 @@ class ActionValues:
 
     def update(self, replay: Replay) -> Metrics:
         """The steps that go with one of the world model."""
-        config, steps = self.config, self.config.critic_steps
-        from_dreams = int(config.dreamt * config.batch_size)
+        config = self.config
+        starts = replay.draw(config.dreams, 1)
+        batch = replay.draw(config.critic_steps * (config.batch_size - self.from_dreams), 2)
+        metrics, alike = self.learn(*starts.on(self.device), *batch.on(self.device))
+        self.aimless = self.aimless and bool(alike)
+        return metrics
+
+    def _learn(self, starts: Steps, start_latents: State, replayed: Steps, latents: State) -> tuple[Metrics, Tensor]:
+        """The same from steps (N, 1) to dream from and steps (M', 2) for all the critics' own, each with its latents.
+
+        Returns:
+            Metrics, and whether the replayed steps were all alike.
+        """
+        config, steps, from_dreams = self.config, self.config.critic_steps, self.from_dreams
         metrics: Metrics = {}
-        starts, batch = replay.draw(config.dreams, 1), replay.draw(steps * (config.batch_size - from_dreams), 2)
-        seen, dreamt = self._dream(*self._recall(starts))
-        real = self._replayed(*self._recall(batch))
+        seen, dreamt = self._dream(starts, self.world_model.recall(starts, start_latents))
+        real = self._replayed(replayed, self.world_model.recall(replayed, latents))
         self.reward_scale.copy_(torch.maximum(self.reward_scale, real.reward.abs().max()))
-        self.aimless = self.aimless and _all_alike(real)
         picked = self._pick(steps * from_dreams, len(dreamt.x))
         parts = [torch.cat([_split(r, steps), _split(d[picked], steps)], 1) for r, d in zip(real, dreamt, strict=True)]
         for k, transitions in enumerate(map(Transitions, *parts)):
             metrics |= self._fit_critics(transitions)
             if k % config.actor_every == 0:
                 metrics |= self._improve_actor(seen[self._pick(config.batch_size, len(seen))])
-        return metrics
-
-    def _recall(self, batch: Batch) -> tuple[Steps, State]:
-        """Its steps, and the states that they led to."""
-        steps, latents = batch.on(self.device)
-        return steps, self.world_model.recall(steps, latents)
+        return metrics, _all_alike(real)
 
     def _pick(self, n: int, among: int) -> Tensor:
         return torch.randint(among, (n,), device=self.device)
@@ -278,13 +291,17 @@ class ActionValues:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for optimiser, stored in zip(self.optimisers, state["action_values"], strict=True):
             optimiser.load_state_dict(stored)
+            for group in optimiser.param_groups:
+                group["capturable"] = self.device.type == "cuda"  # the run may have begun on another device
         self.aimless = state.get("aimless", False)
+        self.learn = self.record(self._learn)  # a recording knows the old tensors
 
 
-def _all_alike(steps: Transitions) -> bool:
-    """Whether no reward and no end tells one action from another."""
-    reward, proceed = steps.reward[steps.weight > 0], steps.proceed[steps.weight > 0]
-    return bool((reward == reward[:1]).all() and proceed.all())
+def _all_alike(steps: Transitions) -> Tensor:
+    """(): whether no reward and no end tells one action from another."""
+    counts = steps.weight > 0
+    low, high = steps.reward.where(counts, math.inf).min(), steps.reward.where(counts, -math.inf).max()
+    return (low >= high) & (steps.proceed > 0).where(counts, True).all()
 
 
 def _at(states: State, t: int) -> State:

@@ -174,7 +174,7 @@ class Dreamer:
         self.modules = nn.ModuleDict({"world_model": self.world_model, **self.behaviour.modules}).to(self.device)
         groups = [{"params": list(self.world_model.parameters())}, *self.behaviour.groups()]
         self.optimiser = LaProp(groups, lr=config.lr, agc=config.agc, warmup=config.warmup)
-        self.learn = self._recorded()
+        self.learn = self._recorded(self._learn)
         self.batch = self.world_model.batch or (config.batch_size, config.batch_length)
         """(B, T) of a gradient step of the world model."""
         self.min_steps = self.batch[1] + 1
@@ -199,7 +199,7 @@ class Dreamer:
         """What the configuration asks for, or the next best that actions and observations allow."""
         config, continuous = self.config, not self.spec.choices
         if self._by_action_values():
-            return ActionValues(config.action_values, self.world_model, self.spec.size, self.device)
+            return ActionValues(config.action_values, self.world_model, self.spec.size, self.device, self._recorded)
         pathwise = config.actor_gradient != "reinforce" and continuous
         return StateValues(config, self.world_model, self.spec, pathwise, self._precision, self.device)
 
@@ -276,10 +276,9 @@ class Dreamer:
         metrics |= {f"train/loss/{name}": value.detach().mean() for name, value in losses.items()}
         return self.world_model.latents(states), metrics | {"train/loss/total": total.detach()}
 
-    def _recorded(self) -> Callable[[Steps, State], tuple[State, Metrics]]:
-        """``_learn``, on a GPU as a CUDA graph."""
-        recorded = self.device.type == "cuda" and self.config.cuda_graph
-        return CudaGraph(self._learn) if recorded else self._learn
+    def _recorded(self, learn: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that learns, on a GPU as a CUDA graph."""
+        return CudaGraph(learn) if self.device.type == "cuda" and self.config.cuda_graph else learn
 
     def _precision(self) -> AbstractContextManager[object]:
         """Inside, matrix products and convolutions are computed in the configured precision."""
@@ -328,7 +327,7 @@ class Dreamer:
         if "optimiser" in state:
             self.optimiser.load_state_dict(self.behaviour.adapt(state["optimiser"]))
             self.behaviour.load_state_dict(state)
-        self.learn = self._recorded()  # a recording knows the old tensors
+        self.learn = self._recorded(self._learn)  # a recording knows the old tensors
 
 
 # ---- presets: functions that return a configuration -------------------------------------------------

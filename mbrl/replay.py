@@ -213,7 +213,7 @@ class Replay:
                 place += 1
 
     def _gather(self, env: np.ndarray, time: np.ndarray) -> Batch:
-        place = torch.from_numpy(env), torch.from_numpy(time % self.capacity)
+        place = tuple(torch.from_numpy(index).to(self.device) for index in (env, time % self.capacity))
         values = {name: array[place] for name, array in self.arrays.items()}
         if self.pinned:
             values = {name: value.pin_memory() for name, value in values.items()}

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from agents.action_values import ActionValues, Transitions
+from agents.action_values import ActionValues
 from agents.dreamer import Dreamer, DreamerConfig, debug
 from mbrl.cuda_graph import CudaGraph, tensors
 from mbrl.replay import Replay, ReplayConfig
@@ -74,21 +74,27 @@ def test_an_update_neither_waits_for_the_device_nor_brings_anything_to_it(case: 
     update(*CASES[case], first=StaysThere)
 
 
-def test_action_values_stay_on_the_device() -> None:
-    """Not recorded, since each step draws its own batch; but nothing waits in it."""
-    config = replace(CONFIG, actor_gradient="action_values")
+@pytest.mark.parametrize("config", [ENSEMBLE, replace(CONFIG, actor_gradient="action_values")])
+def test_all_steps_of_action_values_stay_on_the_device(config: DreamerConfig) -> None:
     agent = Dreamer(config, spaces.Dict(VECTOR), BOX, "meta")
     values, steps = agent.behaviour, random_steps(VECTOR, BOX, "meta")[:, :2]
     assert isinstance(values, ActionValues)
-    state = agent.world_model.initial_state(B)
-    states = {name: value.unsqueeze(1).expand(B, 2, *value.shape[1:]) for name, value in state.items()}
+    latents = {name: torch.zeros(B, 2, *shape, dtype=kind, device="meta")
+               for name, (shape, kind) in agent.latent_spec().items()}  # fmt: skip
+    starts = steps[:, :1], {name: value[:, :1] for name, value in latents.items()}
     for first in (nullcontext, StaysThere):
         with first():
-            seen, dreamt = values._dream(steps[:, :1], {name: value[:, :1] for name, value in states.items()})
-            metrics = values._fit_critics(values._replayed(steps, states))
-            metrics |= values._fit_critics(Transitions(*(part[values._pick(B, len(part))] for part in dreamt)))
-            metrics |= values._improve_actor(seen)
-    assert all(value.device.type == "meta" for value in tensors(metrics))
+            metrics, alike = values.learn(*starts, steps, latents)
+    assert len(metrics) == 5 and all(value.device.type == "meta" for value in (*tensors(metrics), alike))
+
+
+def test_all_that_learns_is_recorded_and_anew_when_tensors_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[str] = []
+    monkeypatch.setattr(Dreamer, "_recorded", lambda self, learn: recorded.append(learn.__qualname__) or learn)
+    agent = Dreamer(ENSEMBLE, spaces.Dict(VECTOR), BOX)
+    assert sorted(recorded) == ["ActionValues._learn", "Dreamer._learn"]
+    agent.load_state_dict(agent.state_dict())
+    assert sorted(recorded[2:]) == ["ActionValues._learn", "Dreamer._learn"]
 
 
 def test_the_guard_notices() -> None:
