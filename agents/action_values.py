@@ -72,14 +72,18 @@ class ActionValueConfig:
     temperature: float = 0.01
     """alpha at the beginning; it rises and falls until the entropy is what it should be."""
     entropy: float = -0.5
-    """What the policy's entropy should be: nats for each continuous dimension."""
+    """What the policy's entropy should be at first: nats for each continuous dimension."""
+    final_entropy: float = -2.5
+    """... and in the end: actions near their bounds, often the best ones, have little of it."""
+    settling: int = 10_000
+    """Updates, from the first that learns from rewards or ends that differ, over which the one becomes the other."""
 
 
 def _check(config: ActionValueConfig) -> None:
     """Raises:
     UserError: a number that nothing could be done with.
     """
-    counts = ("critic_steps", "actor_every", "batch_size", "dreams", "dream", "critics", "units", "horizon")
+    counts = ("critic_steps", "actor_every", "batch_size", "dreams", "dream", "critics", "units", "horizon", "settling")
     check_least(config, "--config.action-values", {**dict.fromkeys(counts, 1), "dreamt": 0, "wander": 0})
     if config.dreamt >= 1:
         raise UserError(f"--config.action-values.dreamt is {config.dreamt}; it must be below 1: real rewards count")
@@ -136,7 +140,8 @@ class ActionValues:
         self, config: ActionValueConfig, world_model: WorldModel, actions: int, device: torch.device, record: Record
     ):
         _check(config)
-        self.config, self.world_model, self.device, self.record = config, world_model, device, record
+        self.config, self.world_model, self.actions = config, world_model, actions
+        self.device, self.record = device, record
         self.discount = 1 - 1 / config.horizon
         self.from_dreams = int(config.dreamt * config.batch_size)
         """Of the transitions of a step."""
@@ -147,8 +152,9 @@ class ActionValues:
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature), device=device))
         self.reward_scale = nn.Parameter(torch.ones((), device=device), requires_grad=False)
         """The largest reward so far, of either sign, and at least 1: values are learnt in units of it."""
-        self.aimless = True
-        self.wanted_entropy = config.entropy * actions
+        self.aimless, self.aimed = True, 0
+        """... and how many updates there have been since it was not."""
+        self.wanted_entropy = torch.full((), config.entropy * actions, device=device)
         learnt = (self.actor.parameters(), self.critics.parameters(), [self.log_temperature])
         fused, capturable = device.type in ("cpu", "cuda"), device.type == "cuda"
         self.optimisers = [torch.optim.Adam(params, config.lr, fused=fused, capturable=capturable) for params in learnt]
@@ -195,9 +201,16 @@ class ActionValues:
         config = self.config
         starts = replay.draw(config.dreams, 1)
         batch = replay.draw(config.critic_steps * (config.batch_size - self.from_dreams), 2)
+        self.wanted_entropy.fill_(self._entropy())
         metrics, alike = self.learn(*starts.on(self.device), *batch.on(self.device))
         self.aimless = self.aimless and bool(alike)
+        self.aimed += not self.aimless
         return metrics
+
+    def _entropy(self) -> float:
+        """What all dimensions' together should be by now: much while there is everything to find, then little."""
+        config, settled = self.config, min(1.0, self.aimed / self.config.settling)
+        return self.actions * (config.entropy + settled * (config.final_entropy - config.entropy))
 
     def _learn(self, starts: Steps, start_latents: State, replayed: Steps, latents: State) -> tuple[Metrics, Tensor]:
         """The same from steps (N, 1) to dream from and steps (M', 2) for all the critics' own, each with its latents.
@@ -286,14 +299,15 @@ class ActionValues:
         return optimiser
 
     def state_dict(self) -> dict[str, Any]:
-        return {"action_values": [optimiser.state_dict() for optimiser in self.optimisers], "aimless": self.aimless}
+        optimisers = [optimiser.state_dict() for optimiser in self.optimisers]
+        return {"action_values": optimisers, "aimless": self.aimless, "aimed": self.aimed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for optimiser, stored in zip(self.optimisers, state["action_values"], strict=True):
             optimiser.load_state_dict(stored)
             for group in optimiser.param_groups:
                 group["capturable"] = self.device.type == "cuda"  # the run may have begun on another device
-        self.aimless = state.get("aimless", False)
+        self.aimless, self.aimed = state.get("aimless", False), state.get("aimed", 0)
         self.learn = self.record(self._learn)  # a recording knows the old tensors
 
 

@@ -282,6 +282,20 @@ def test_the_temperature_brings_the_entropy_to_what_it_should_be(wanted: float, 
     assert (values.log_temperature.item() - before) * sign > 0
 
 
+def test_the_entropy_that_is_wanted_falls_to_its_end_and_goes_on_falling_in_what_is_loaded() -> None:
+    agent, values, experience = experienced(entropy=1.0, final_entropy=-3.0, settling=4)
+    wanted = []
+    for n in range(7):
+        if n == 2:
+            again = experienced(seed=5, entropy=1.0, final_entropy=-3.0, settling=4)[0]
+            again.load_state_dict(copy.deepcopy(agent.state_dict()))
+            again.update(experience.replay)
+        agent.update(experience.replay)
+        wanted.append(values.wanted_entropy.item() / 2)  # of two dimensions
+    assert wanted == [1, 0, -1, -2, -3, -3, -3]
+    assert isinstance(again.behaviour, ActionValues) and again.behaviour.wanted_entropy == -2
+
+
 # ---- exploring ---------------------------------------------------------------------------------------
 
 
@@ -315,6 +329,7 @@ def test_noise_alone_explores_until_a_reward_or_an_end_differs(
     assert agent.behaviour.aimless
     agent.update(experience.replay)
     assert agent.behaviour.aimless is aimless
+    assert isinstance(agent.behaviour, ActionValues) and agent.behaviour.aimed != aimless
     decided = SquashedNormal(torch.full((2, 1), 9.0), torch.full((2, 1), -9.0))
     monkeypatch.setattr(agent.behaviour, "policy", lambda obs, state: decided)
     for explore, by_noise in ((True, aimless), (False, False)):
