@@ -153,7 +153,7 @@ class ActionValues:
         self.reward_scale = nn.Parameter(torch.ones((), device=device), requires_grad=False)
         """The largest reward so far, of either sign, and at least 1: values are learnt in units of it."""
         self.aimless, self.aimed = True, 0
-        """... and how many updates there have been since it was not."""
+        """Nothing tells yet one action from another; updates since something did."""
         self.wanted_entropy = torch.full((), config.entropy * actions, device=device)
         learnt = (self.actor.parameters(), self.critics.parameters(), [self.log_temperature])
         fused, capturable = device.type in ("cpu", "cuda"), device.type == "cuda"
