@@ -27,7 +27,8 @@ from mbrl.cuda_graph import CudaGraph
 from mbrl.distributions import OneHotChoice, Policy
 from mbrl.dynamics.rssm import RSSMConfig
 from mbrl.errors import UserError
-from mbrl.interfaces import Imagined, State
+from mbrl.interfaces import Advice, Imagined, State
+from mbrl.observability import HIDDEN, MOST, hidden_share
 from mbrl.open_loop import open_loop
 from mbrl.optim import LaProp
 from mbrl.replay import Batch, Replay
@@ -305,6 +306,17 @@ class Dreamer:
             return {}
         steps, context = self._split(replay.peek(16, seen + horizon + 1))
         return open_loop(self.world_model, steps, context, seen)
+
+    def advise(self, replay: Replay) -> list[Advice]:
+        """Says so if observations hide something and nothing here remembers what the last one does not tell."""
+        if not isinstance(self.world_model, ObservationModel):
+            return []
+        steps = replay.latest(max(3, min(len(replay), MOST) // replay.num_envs)).steps
+        share = hidden_share(self.world_model.encoder.view.raw(steps.obs, 2), steps.action, steps.is_first)
+        if share is None or share < HIDDEN:
+            return []
+        what = f"observations hide something, such as velocities: with the one before, {share:.0%} more can be foretold"
+        return [Advice(f"{what} of how they change", "--config.action-values.memory")]
 
     def describe(self) -> str:
         """One line: encoders, action head, size."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from gymnasium.vector import VectorEnv
@@ -55,6 +55,20 @@ class Agent(Protocol):
 
     def describe(self) -> str:
         """One line: how observations are encoded, the action head, the number of parameters."""
+
+
+class Advice(NamedTuple):
+    """What a user should know of the environment, and the option of ``mbrl train`` that helps."""
+
+    what: str
+    option: str
+
+
+@runtime_checkable
+class Adviser(Protocol):
+    """An agent that looks at what was experienced before it learns from it."""
+
+    def advise(self, replay: Replay) -> list[Advice]: ...
 
 
 @runtime_checkable

@@ -27,7 +27,7 @@ from mbrl.checkpoint import Checkpoint, Checkpoints, as_tensors, describe_agent,
 from mbrl.driver import Driver
 from mbrl.errors import UserError
 from mbrl.evaluation import LIMIT, Interrupted, evaluate
-from mbrl.interfaces import Agent, EnvStates, Log, OwnLoop, Rows, State
+from mbrl.interfaces import Adviser, Agent, EnvStates, Log, OwnLoop, Rows, State
 from mbrl.progress import Progress, Scores
 from mbrl.quality import Imaginer, judge
 from mbrl.randomness import own_randomness, seed_everything
@@ -260,6 +260,8 @@ class Trainer:
         progress = self.progress
         progress.learning = True
         progress.first_update_wall, progress.first_update_step = self.wall, self.driver.env_steps
+        for advice in self.agent.advise(self.replay) if isinstance(self.agent, Adviser) else []:
+            self.note(f"{advice.what}: {advice.option} may help")
 
     def advance(self, action: Tensor) -> None:
         """Action (N, A): step the environments, and keep count of their episodes."""

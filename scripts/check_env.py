@@ -31,7 +31,6 @@ Report = dict[str, Any]
 AGENT = "dreamer"
 LARGE = 1e3
 """Observations above this need normalising."""
-STEPS_OF_REHEARSAL = 100
 
 
 def main(argv: list[str]) -> int:
@@ -182,7 +181,7 @@ def examine(arguments: argparse.Namespace, watch: Watch = lambda where: None) ->
         rehearsal.plan()
         findings += rehearsal.find(measured)
         if not any(finding.severity == "error" for finding in findings):
-            rehearsal.train()
+            findings += rehearsal.train()
     except Broken as broken:
         findings.append(broken.finding)
     finally:
@@ -288,15 +287,15 @@ class Rehearsal:
             findings.append(Finding("warning", "memory", what, mend))
         return findings
 
-    def train(self) -> None:
-        """Act and remember until the replay can be sampled, then one update."""
+    def train(self) -> list[Finding]:
+        """Act and remember as much as training begins to learn from, then one update; what the agent advises."""
         from envs.checks import Broken, Finding, calling
         from mbrl.errors import UserError
         from mbrl.randomness import seed_everything
 
         seed_everything(0)
         end = time.monotonic() + self.arguments.seconds
-        needed = max(STEPS_OF_REHEARSAL, self.agent.min_steps)
+        needed = max(self.training.prefill, self.agent.min_steps)
         with calling(self.watch, "driver", "reset through the driver", (UserError,)):
             step = self.driver.reset(0)
         state = self.agent.initial_state(1)
@@ -309,13 +308,16 @@ class Rehearsal:
                 break
         self.watch("")
         if not self.replay.ready(self.agent.min_steps):
-            return
+            return []
+        advice = self.agent.advise(self.replay)
         metrics = self.agent.update(self.replay)
         lost = [name for name, value in metrics.items() if not abs(float(value)) < float("inf")]
         if lost:
             what = f"after {needed} steps the first update gives non-finite {', '.join(lost)}"
             mend = "bring observations and rewards to a magnitude of about 1 (TransformObservation, TransformReward)"
             raise Broken(Finding("error", "update", what, mend))
+        command = f"mbrl train {self.arguments.env}"
+        return [Finding("warning", "hidden", found, f"{command} {option}") for found, option in advice]
 
 
 # ---- in words ----------------------------------------------------------------------------------
