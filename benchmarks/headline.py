@@ -1,4 +1,4 @@
-"""The headline of the README: what a stored benchmark says, in sentences, two tables and a curve.
+"""The headline of the README: what a stored benchmark says, in sentences, three tables and a curve.
 
     python -m benchmarks.headline benchmarks/results/cpu8           write it into README.md, the curve beside the scores
     python -m benchmarks.headline benchmarks/results/cpu8 --check   only see that README.md says what the scores say
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks import collect
 from benchmarks.charts import Chart, aggregate_curves
+from benchmarks.published import published_table
 from benchmarks.report import headlines, losses, means_table, setting, steps_table
 from benchmarks.summary import Summary, summarise
 from mbrl.errors import UserError
@@ -58,7 +59,7 @@ def section(summary: Summary, curve: Chart | None, results: Path, about: str) ->
     lines += [line for pair in summary.comparisons if (line := catching_up(summary, pair.theirs))]
     if curve:
         lines += [f"![{curve.title}]({results.as_posix()}/{curve.name}.svg)", curve.caption]
-    for table in (means_table(summary), steps_table(summary)):
+    for table in (means_table(summary), published_table(summary), steps_table(summary)):
         lines += ["\n".join(table.grid()), table.note] if table else []
     return "\n\n".join([*lines, *losses(summary), about, *(f"{line}." for line in summary.left_out)])
 

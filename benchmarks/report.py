@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks import statistics, world_models
 from benchmarks.charts import DARK, LIGHT, Chart, charts
 from benchmarks.collect import Entry, Row
+from benchmarks.published import published_table
 from benchmarks.statistics import Interval
 from benchmarks.summary import TARGET, Summary, Task, headline, plain, short_ratio, steps_of, summarise, write_steps
 from benchmarks.tables import Table
@@ -91,7 +92,8 @@ def write_report(
 
 
 def tables(summary: Summary) -> list[Table]:
-    found = [_aggregate_table(summary), means_table(summary), steps_table(summary), *map(_scores_table, summary.tasks)]
+    whole = [_aggregate_table(summary), means_table(summary), published_table(summary), steps_table(summary)]
+    found = [*whole, *map(_scores_table, summary.tasks)]
     return [table for table in found if table is not None]
 
 
