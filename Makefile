@@ -1,7 +1,7 @@
 # `make demo` and `make test` need only make and Python >= 3.11; they create .venv when it is missing.
 
 DEMO_ENV     = dmc/cartpole-swingup
-DEMO_MINUTES = 15
+DEMO_MINUTES = 8
 
 VENV = .venv
 # 3.11 and 3.12 first: every dependency has a wheel there.
