@@ -34,7 +34,7 @@ def published_table(summary: Summary) -> Table | None:
     if not rows:
         return None
     header = ("published", *(f"{step:,.0f}" for step in steps), f"{reached.value:.2f} after")
-    kinds = "; ".join(f"{name}: {text}" for name, text in PROTOCOLS.items() if any(name in row[2][0] for row in rows))
+    kinds = "; ".join(f"{name}: {text}" for name, text in PROTOCOLS.items())
     note = f"Means of the same {len(tasks)} tasks as others published them (benchmarks/reference/), not measured here. "
     note += f"Nothing is interpolated. {kinds}. Last: when they come to where {summary.agents[0]} is after {end:,.0f}. "
     note += "Agents that were not published on all of these tasks are left out."
