@@ -7,10 +7,15 @@ A model that errs a little misleads a critic that learns in it, and a policy goe
 not err, and many steps on them cost little. What the actor is to do where its own actions lead, only the model can ask.
 And a critic that has only seen what was done promises as much everywhere else: half of its transitions are dreamt, and
 half of the dreams wander off the policy's path, so that it learns what is lost there.
+
+As long as rewards are all alike and nothing ends, nothing tells one action from another. Then what the world model
+does not know is worth finding out: where its members differ is a reward, too. Once something tells it fades, over as
+many updates as that took.
 Sources: the entropy is that of soft actor-critic (Haarnoja et al., 2018); norms, a mean over the critics instead of
 their minimum, and many steps from BRO (Nauman et al., NeurIPS 2024); a critic of replayed steps with an actor in
 short dreams from SAC-SVG (Amos et al., L4DC 2021); a share of dreamt steps for a critic from MAD-TD (Voelcker et al.,
-ICLR 2025). What each is worth here is in benchmarks/EFFICIENCY.md.
+ICLR 2025); doubt as a reward from disagreement (Pathak et al., ICML 2019) and Plan2Explore (Sekar et al., ICML
+2020). What each is worth here is in benchmarks/EFFICIENCY.md.
 
 Letters: M transitions, N dreams, H dreamt steps, K critics, X what actor and critics see, A action, F features.
 """
@@ -21,6 +26,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +45,10 @@ Metrics = dict[str, Tensor | float]
 Record = Callable[[Callable[..., Any]], Callable[..., Any]]
 WANDERING = 0.8
 """Correlation of the noise in dreams from one step to the next."""
+PRACTICE = 100
+"""Updates after which curiosity explores farther than noise."""
+MOST_CURIOUS = 5.0
+"""A doubt so many times the usual one is worth as much as the largest reward, and a larger one no more."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +162,10 @@ class ActionValues:
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature), device=device))
         self.reward_scale = nn.Parameter(torch.ones((), device=device), requires_grad=False)
         """The largest reward so far, of either sign, and at least 1: values are learnt in units of it."""
-        self.aimless, self.aimed = True, 0
-        """Nothing tells yet one action from another; updates since something did."""
+        self.aimless, self.curious, self.aimed = True, 0, 0
+        """Whether noise explores farther than the policy; updates that were told nothing, but where the model doubts;
+        updates since something tells one action from another."""
+        self.curiosity = torch.ones((), device=device)
         self.wanted_entropy = torch.full((), config.entropy * actions, device=device)
         learnt = (self.actor.parameters(), self.critics.parameters(), [self.log_temperature])
         fused, capturable = device.type in ("cpu", "cuda"), device.type == "cuda"
@@ -162,7 +174,11 @@ class ActionValues:
         self.modules: dict[str, nn.Module] = {
             "actor": self.actor, "critic": self.critics, "slow_critic": self.slow_critics, "behaviour": numbers,
         }  # fmt: skip
-        self.learn = record(self._learn)
+        self._record()
+
+    def _record(self) -> None:
+        """Learning from what is rewarded, and from doubt besides."""
+        self.learn, self.wonder = self.record(self._learn), self.record(partial(self._learn, curious=True))
 
     # ---- what is seen ----------------------------------------------------------------------------
 
@@ -202,18 +218,32 @@ class ActionValues:
         starts = replay.draw(config.dreams, 1)
         batch = replay.draw(config.critic_steps * (config.batch_size - self.from_dreams), 2)
         self.wanted_entropy.fill_(self._entropy())
-        metrics, alike = self.learn(*starts.on(self.device), *batch.on(self.device))
-        self.aimless = self.aimless and bool(alike)
-        self.aimed += not self.aimless
+        self.curiosity.fill_(curiosity := self._curiosity())
+        learn = self.wonder if curiosity else self.learn
+        metrics, alike = learn(*starts.on(self.device), *batch.on(self.device))
+        if self.aimed or not alike:
+            self.aimed += 1
+        else:
+            self.curious += self.world_model.doubts
+        self.aimless = not self.aimed and self.curious < PRACTICE
         return metrics
+
+    def _curiosity(self) -> float:
+        """What doubt is worth by now: all once nothing told one action from another, ever less since something did."""
+        return max(0.0, 1 - self.aimed / self.curious) if self.curious else 0.0
 
     def _entropy(self) -> float:
         """What all dimensions' together should be by now: much while there is everything to find, then little."""
         config, settled = self.config, min(1.0, self.aimed / self.config.settling)
         return self.actions * (config.entropy + settled * (config.final_entropy - config.entropy))
 
-    def _learn(self, starts: Steps, start_latents: State, replayed: Steps, latents: State) -> tuple[Metrics, Tensor]:
+    def _learn(
+        self, starts: Steps, start_latents: State, replayed: Steps, latents: State, curious: bool = False
+    ) -> tuple[Metrics, Tensor]:
         """The same from steps (N, 1) to dream from and steps (M', 2) for all the critics' own, each with its latents.
+
+        Args:
+            curious: whether the world model's doubt is rewarded.
 
         Returns:
             Metrics, and whether the replayed steps were all alike.
@@ -223,13 +253,16 @@ class ActionValues:
         seen, dreamt = self._dream(starts, self.world_model.recall(starts, start_latents))
         real = self._replayed(replayed, self.world_model.recall(replayed, latents))
         self.reward_scale.copy_(torch.maximum(self.reward_scale, real.reward.abs().max()))
+        alike = _all_alike(real)
+        if curious:
+            real, dreamt = self._doubtful(real, dreamt)
         picked = self._pick(steps * from_dreams, len(dreamt.x))
         parts = [torch.cat([_split(r, steps), _split(d[picked], steps)], 1) for r, d in zip(real, dreamt, strict=True)]
         for k, transitions in enumerate(map(Transitions, *parts)):
             metrics |= self._fit_critics(transitions)
             if k % config.actor_every == 0:
                 metrics |= self._improve_actor(seen[self._pick(config.batch_size, len(seen))])
-        return metrics, _all_alike(real)
+        return metrics, alike
 
     def _pick(self, n: int, among: int) -> Tensor:
         return torch.randint(among, (n,), device=self.device)
@@ -240,6 +273,14 @@ class ActionValues:
         x, next_x = (self.see(step.obs, _at(states, t)) for t, step in enumerate((before, after)))
         proceed, weight = (~after.is_terminal).float(), (~before.is_last).float()  # a last step is followed by a reset
         return Transitions(x, after.action.clamp(-1, 1), after.reward, proceed, next_x, weight)
+
+    def _doubtful(self, *parts: Transitions) -> list[Transitions]:
+        """The same transitions with doubt rewarded, by how much more of it there is than usual in the first part."""
+        doubts = [self.world_model.doubt(part.x, part.action) for part in parts]
+        most = (MOST_CURIOUS * doubts[0].mean()).clamp_min(1e-12)
+        worth = self.curiosity * self.reward_scale
+        bonuses = [worth * (doubt / most).clamp(max=1) for doubt in doubts]
+        return [part._replace(reward=part.reward + bonus) for part, bonus in zip(parts, bonuses, strict=True)]
 
     @torch.no_grad()
     def _dream(self, steps: Steps, states: State) -> tuple[Tensor, Transitions]:
@@ -300,7 +341,7 @@ class ActionValues:
 
     def state_dict(self) -> dict[str, Any]:
         optimisers = [optimiser.state_dict() for optimiser in self.optimisers]
-        return {"action_values": optimisers, "aimless": self.aimless, "aimed": self.aimed}
+        return {"action_values": optimisers, "aimless": self.aimless, "aimed": self.aimed, "curious": self.curious}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for optimiser, stored in zip(self.optimisers, state["action_values"], strict=True):
@@ -308,7 +349,8 @@ class ActionValues:
             for group in optimiser.param_groups:
                 group["capturable"] = self.device.type == "cuda"  # the run may have begun on another device
         self.aimless, self.aimed = state.get("aimless", False), state.get("aimed", 0)
-        self.learn = self.record(self._learn)  # a recording knows the old tensors
+        self.curious = state.get("curious", 0)
+        self._record()  # a recording knows the old tensors
 
 
 def _all_alike(steps: Transitions) -> Tensor:

@@ -151,6 +151,8 @@ class WorldModel(nn.Module, ABC):
     batch: tuple[int, int] | None = None
     """(B, T) of each, where the agent's would not do."""
     decoder: Callable[[Tensor], dict[str, Tensor]]
+    doubts = False
+    """Whether it can tell how little it knows."""
 
     def __init__(self, config: WorldModelConfig, encoder: Plain):
         super().__init__()
@@ -201,6 +203,10 @@ class WorldModel(nn.Module, ABC):
     @abstractmethod
     def recall(self, steps: Steps, latents: State) -> State:
         """The states (...) that replayed steps (...) led to, from what the replay keeps of both."""
+
+    def doubt(self, x: Tensor, action: Tensor) -> Tensor:
+        """What is seen (n, X), and an action (n, A) -> how little is known of what follows (n,), at least 0."""
+        raise NotImplementedError
 
     # ---- what all of them do -------------------------------------------------------------------------
 
@@ -353,6 +359,8 @@ class ObservationModel(WorldModel):
         action_size: A.
     """
 
+    doubts = True
+
     def __init__(self, config: WorldModelConfig, observation_space: spaces.Dict, action_size: int):
         super().__init__(config, Plain(config, observation_space))
         self.gradient_steps, self.batch = config.ensemble.steps, (config.ensemble.batch_size, 2)
@@ -397,6 +405,9 @@ class ObservationModel(WorldModel):
     def recall(self, steps: Steps, latents: State) -> State:
         x = self.encoder(steps.obs, lead=steps.reward.ndim)
         return {"x": x, "reward": steps.reward, "proceed": (~steps.is_terminal).float()}
+
+    def doubt(self, x: Tensor, action: Tensor) -> Tensor:
+        return self.dynamics.doubt(x, action)
 
 
 @contextmanager

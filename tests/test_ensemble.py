@@ -65,6 +65,17 @@ def test_members_learn_what_happens_and_disagree_where_nothing_did() -> None:
     assert far.std(0).mean() > 2 * said_x.std(0).mean()
 
 
+def test_doubt_is_small_where_much_happened_large_elsewhere_and_in_units_of_what_usually_changes() -> None:
+    ensemble = trained(400)
+    x, action = transitions(500)[:2]
+    near, far = ensemble.doubt(x, action), ensemble.doubt(10 * torch.randn(500, 2), action)
+    assert near.shape == (500,) and not near.requires_grad and (near >= 0).all()
+    assert near.mean() < 0.05 and far.median() > 10 * near.median()
+    with torch.no_grad():
+        variance = ensemble(x, action)[0].var(0)
+    torch.testing.assert_close(near, (variance / ensemble._step_size().square()).mean(-1), rtol=1e-3, atol=1e-6)
+
+
 def test_a_step_is_what_one_member_says_each_time_another() -> None:
     ensemble = trained(20)
     x, action = (part[:50] for part in transitions(200)[:2])

@@ -83,18 +83,21 @@ def test_all_steps_of_action_values_stay_on_the_device(config: DreamerConfig) ->
                for name, (shape, kind) in agent.latent_spec().items()}  # fmt: skip
     starts = steps[:, :1], {name: value[:, :1] for name, value in latents.items()}
     for first in (nullcontext, StaysThere):
-        with first():
-            metrics, alike = values.learn(*starts, steps, latents)
-    assert len(metrics) == 5 and all(value.device.type == "meta" for value in (*tensors(metrics), alike))
+        for learn in (values.learn, values.wonder)[: 1 + values.world_model.doubts]:
+            with first():
+                metrics, alike = learn(*starts, steps, latents)
+            assert len(metrics) == 5 and all(value.device.type == "meta" for value in (*tensors(metrics), alike))
 
 
 def test_all_that_learns_is_recorded_and_anew_when_tensors_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    recorded: list[str] = []
-    monkeypatch.setattr(Dreamer, "_recorded", lambda self, learn: recorded.append(learn.__qualname__) or learn)
+    recorded: list[Any] = []
+    monkeypatch.setattr(Dreamer, "_recorded", lambda self, learn: recorded.append(learn) or learn)
     agent = Dreamer(ENSEMBLE, spaces.Dict(VECTOR), BOX)
-    assert sorted(recorded) == ["ActionValues._learn", "Dreamer._learn"]
-    agent.load_state_dict(agent.state_dict())
-    assert sorted(recorded[2:]) == ["ActionValues._learn", "Dreamer._learn"]
+    for _ in range(2):
+        in_use = (agent.behaviour.learn, agent.behaviour.wonder, agent.learn)  # type: ignore[attr-defined]
+        assert len(recorded) == 3 and all(one is other for one, other in zip(recorded, in_use, strict=True))
+        recorded.clear()
+        agent.load_state_dict(agent.state_dict())
 
 
 def test_the_guard_notices() -> None:

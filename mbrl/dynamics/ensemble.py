@@ -82,6 +82,11 @@ class Ensemble(nn.Module):
         next_x = torch.minimum(torch.maximum(next_x[member, each], self.low), self.high)
         return next_x, reward[member, each], torch.sigmoid(logit[member, each])
 
+    @torch.no_grad()
+    def doubt(self, x: Tensor, action: Tensor) -> Tensor:
+        """(n, X), (n, A) -> (n,): variance of what the members say, in units of how much there usually is."""
+        return self.net(torch.cat([x, action], -1))[..., : self.size].var(0).mean(-1)
+
     def loss(
         self, x: Tensor, action: Tensor, next_x: Tensor, reward: Tensor, proceed: Tensor, weight: Tensor
     ) -> dict[str, Tensor]:
