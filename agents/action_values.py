@@ -162,10 +162,12 @@ class ActionValues:
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature), device=device))
         self.reward_scale = nn.Parameter(torch.ones((), device=device), requires_grad=False)
         """The largest reward so far, of either sign, and at least 1: values are learnt in units of it."""
-        self.aimless, self.curious, self.aimed = True, 0, 0
-        """Whether noise explores farther than the policy; updates that were told nothing, but where the model doubts;
-        updates since something tells one action from another."""
-        self.curiosity = torch.ones((), device=device)
+        self.aimless = True
+        """Noise explores farther than the policy."""
+        self.curious, self.aimed = 0, 0
+        """Updates while nothing told one action from another and the model could doubt; updates since something did."""
+        self.curiosity = torch.zeros((), device=device)
+        """What the largest doubt is worth, in units of the reward scale."""
         self.wanted_entropy = torch.full((), config.entropy * actions, device=device)
         learnt = (self.actor.parameters(), self.critics.parameters(), [self.log_temperature])
         fused, capturable = device.type in ("cpu", "cuda"), device.type == "cuda"
@@ -348,8 +350,8 @@ class ActionValues:
             optimiser.load_state_dict(stored)
             for group in optimiser.param_groups:
                 group["capturable"] = self.device.type == "cuda"  # the run may have begun on another device
-        self.aimless, self.aimed = state.get("aimless", False), state.get("aimed", 0)
-        self.curious = state.get("curious", 0)
+        self.aimless = state.get("aimless", False)
+        self.aimed, self.curious = state.get("aimed", int(not self.aimless)), state.get("curious", 0)
         self._record()  # a recording knows the old tensors
 
 

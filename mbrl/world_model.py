@@ -359,11 +359,10 @@ class ObservationModel(WorldModel):
         action_size: A.
     """
 
-    doubts = True
-
     def __init__(self, config: WorldModelConfig, observation_space: spaces.Dict, action_size: int):
         super().__init__(config, Plain(config, observation_space))
         self.gradient_steps, self.batch = config.ensemble.steps, (config.ensemble.batch_size, 2)
+        self.doubts = config.ensemble.members > 1
         self.size = self.encoder.view.size
         self.feature_size = self.size + 2
         self.dynamics = Ensemble(config.ensemble, self.size, action_size)

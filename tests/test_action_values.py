@@ -414,10 +414,13 @@ def test_an_agent_that_is_loaded_to_act_has_an_aim_and_one_that_goes_on_has_what
         assert again.behaviour.aimless is aimless
         again.load_state_dict({"model": state["model"]})
         assert not again.behaviour.aimless
-    state.pop("aimless")  # of a run from before there was such a thing
+    for name in ("aimless", "aimed", "curious"):  # of a run from before there were such things
+        state.pop(name)
     again.behaviour.aimless = True
     again.load_state_dict(state)
     assert not again.behaviour.aimless
+    assert isinstance(again.behaviour, ActionValues)
+    assert again.behaviour.aimed == 1  # a batch whose rewards are alike changes nothing now
 
 
 # ---- a run -------------------------------------------------------------------------------------------

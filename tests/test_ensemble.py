@@ -76,6 +76,15 @@ def test_doubt_is_small_where_much_happened_large_elsewhere_and_in_units_of_what
     torch.testing.assert_close(near, (variance / ensemble._step_size().square()).mean(-1), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_single_member_has_nobody_to_differ_from(members: int) -> None:
+    config = configured()
+    ensemble = replace(config.model.ensemble, members=members)
+    space = spaces.Dict({"state": spaces.Box(-1, 1, (3,))})
+    model = ObservationModel(replace(config.model, ensemble=ensemble), space, 1)
+    assert model.doubts == (members > 1)
+
+
 def test_a_step_is_what_one_member_says_each_time_another() -> None:
     ensemble = trained(20)
     x, action = (part[:50] for part in transitions(200)[:2])
