@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from scripts.machine import free_memory, set_threads
 
 if TYPE_CHECKING:
-    from envs.checks import Finding, Watch
+    from envs.findings import Finding, Watch
 
 Report = dict[str, Any]
 AGENT = "dreamer"
@@ -134,7 +134,7 @@ def _work(sender: Connection, arguments: argparse.Namespace, stack: str) -> None
 
 def _lost(arguments: argparse.Namespace, where: str, code: int, stack: str) -> Report:
     """The report on an environment that took its process with it."""
-    from envs.checks import Finding
+    from envs.findings import Finding
 
     if "Timeout" in stack:
         check, what = "hang", f"{where} did not return within {arguments.patience:g} s"
@@ -165,7 +165,8 @@ def examine(arguments: argparse.Namespace, watch: Watch = lambda where: None) ->
         UserError: the command line makes no sense.
     """
     import envs
-    from envs.checks import Broken, check
+    from envs.checks import check
+    from envs.findings import Broken
 
     names = ("action_repeat", "max_episode_steps", "observe", "camera", "size")
     kwargs = {name: getattr(arguments, name) for name in names}
@@ -225,7 +226,7 @@ class Rehearsal:
     def plan(self) -> None:
         """Driver, agent and replay as training would make them."""
         from agents import make_agent
-        from envs.checks import Broken, explained
+        from envs.findings import Broken, explained
         from mbrl.driver import Driver, autoreset_mode
         from mbrl.errors import UserError
         from mbrl.replay import Replay
@@ -262,7 +263,7 @@ class Rehearsal:
 
     def find(self, measured: Report) -> list[Finding]:
         """What the plan and the sample together tell."""
-        from envs.checks import Finding
+        from envs.findings import Finding
         from mbrl.spaces import count_unlimited
         from scripts.train import size
 
@@ -289,7 +290,7 @@ class Rehearsal:
 
     def train(self) -> list[Finding]:
         """Act and remember as much as training begins to learn from, then one update; what the agent advises."""
-        from envs.checks import Broken, Finding, calling
+        from envs.findings import Broken, Finding, calling
         from mbrl.errors import UserError
         from mbrl.randomness import seed_everything
 

@@ -12,7 +12,8 @@ import pytest
 from commands import refused
 from gymnasium import spaces
 
-from envs.checks import Finding, check
+from envs.checks import check
+from envs.findings import Finding
 from scripts import check_env
 from scripts.main import main
 
