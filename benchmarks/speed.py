@@ -17,180 +17,25 @@ import json
 import os
 import platform
 import resource
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import wraps
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from gymnasium import spaces
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-from torch.profiler import profile, record_function, supported_activities
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
-from agents.dreamer import Dreamer, DreamerConfig, debug, laptop, reference, sized
+from agents.dreamer import Dreamer
 from benchmarks.frames import frames_per_s
+from benchmarks.stopwatch import breakdown, count_gflop, count_kernels, now, peak_gflops, seconds_per_call, write_trace
+from benchmarks.work import ENV, WORKS, Work, build, random_steps, unrecorded
 from envs import EnvError, make_envs
 from mbrl.driver import Driver
 from mbrl.errors import UserError
-from mbrl.interfaces import State
-from mbrl.replay import Replay, ReplayConfig
-from mbrl.spaces import is_image
-from mbrl.steps import Steps
-from mbrl.world_model import LatentModel
 from scripts.machine import choose_device, keep_freed_memory, physical_cores, set_threads
 
-ENV = "dmc/walker-walk"
-OBSERVATIONS = spaces.Dict(
-    {
-        name: spaces.Box(-np.inf, np.inf, shape, np.float32)
-        for name, shape in (("orientations", (14,)), ("height", (1,)), ("velocity", (9,)))
-    }
-)
-IMAGES = spaces.Dict({"image": spaces.Box(0, 255, (64, 64, 3), np.uint8)})
-ACTIONS = spaces.Box(-1, 1, (6,), np.float32)
-EPISODE = 501  # records of a walker-walk episode at action repeat 2, the reset included
-RINGS = 16  # environments that the replay holds
 ACTING = (1, 4, 16)  # environments acted in
-SECTIONS = (
-    "replay sampling", "observe", "heads", "imagine", "actor-critic", "further steps", "backward", "optimiser", "rest",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Work:
-    name: str
-    agent: DreamerConfig
-    """Sizes, batch and horizon."""
-    images: bool = False
-    """Whether the agent sees images instead of walker-walk's floats."""
-    stored: int = 2048
-    """Steps in each of the replay's rings."""
-    matrix: int = 2048
-    """Side of the square matrices whose product is the machine's limit."""
-
-    @property
-    def observations(self) -> spaces.Dict:
-        return IMAGES if self.images else OBSERVATIONS
-
-
-WORKS = {
-    work.name: work
-    for work in (
-        Work("reference", reference().agent),
-        Work("laptop", laptop().agent),
-        Work("size12m", replace(reference().agent, model=sized(256))),
-        Work("pixels", replace(reference().agent, model=sized(256)), images=True, stored=256),
-        Work("debug", debug().agent, stored=64, matrix=256),
-    )
-}
-
-
-# ---- the work ----------------------------------------------------------------------------------------
-
-
-def random_steps(space: spaces.Dict, n: int, first: Tensor, last: Tensor) -> Steps:
-    """(n,) records of nothing in particular; walker-walk never terminates."""
-
-    def values(entry: spaces.Space[Any]) -> Tensor:
-        shape = (n, *(entry.shape or ()))
-        return torch.randint(256, shape, dtype=torch.uint8) if is_image(entry) else torch.randn(shape)
-
-    obs = {name: values(entry) for name, entry in space.spaces.items()}
-    action = torch.rand(n, *ACTIONS.shape) * 2 - 1
-    return Steps(obs, action, torch.rand(n), first, last, torch.zeros(n, dtype=torch.bool))
-
-
-def random_state(agent: Dreamer, n: int) -> State:
-    """Of n environments; nothing where the replay keeps nothing of it."""
-    if not agent.latent_spec():
-        return {}
-    rssm = agent.config.model.rssm
-    classes = torch.randint(rssm.classes, (n, rssm.stoch))
-    return {"deter": torch.rand(n, rssm.deter) * 2 - 1, "stoch": F.one_hot(classes, rssm.classes)}
-
-
-def build(work: Work, device: str = "cpu") -> tuple[Dreamer, Replay]:
-    """An untrained agent, and a replay whose rings are in different places of their episodes."""
-    torch.manual_seed(0)
-    agent = Dreamer(work.agent, work.observations, ACTIONS, device)
-    config = ReplayConfig(capacity=RINGS * max(1024, work.stored))
-    replay = Replay(work.observations, ACTIONS.shape[0], RINGS, agent.latent_spec(), config, seed=0, device=device)
-    offset = torch.arange(RINGS) * EPISODE // RINGS
-    for k in range(work.stored):
-        time_in_episode = (offset + k) % EPISODE
-        latents = agent.latents(random_state(agent, RINGS))
-        first, last = time_in_episode == 0, time_in_episode == EPISODE - 1
-        replay.add(random_steps(work.observations, RINGS, first, last), latents)
-    return agent, replay
-
-
-# ---- measuring ---------------------------------------------------------------------------------------
-
-
-def now() -> float:
-    """Seconds; waits for what a GPU still has to do."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def seconds_per_call(call: Callable[[], object], budget: float, warmup: int = 1) -> float:
-    """Median over as many calls as fit into the budget, at least three."""
-    for _ in range(warmup):
-        call()
-    taken: list[float] = []
-    while len(taken) < 3 or sum(taken) < budget:
-        begin = now()
-        call()
-        taken.append(now() - begin)
-    return statistics.median(taken)
-
-
-def peak_gflops(side: int, budget: float, device: str) -> float:
-    """GFLOP/s of a float32 matrix product."""
-    a, b, out = torch.randn(3, side, side, device=device)
-    return 2e-9 * side**3 / seconds_per_call(lambda: torch.mm(a, b, out=out), budget, warmup=2)
-
-
-def count_gflop(call: Callable[[], object]) -> float:
-    """Arithmetic of the matrix products and convolutions of one call, forward and backward."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops() * 1e-9
-
-
-def count_kernels(call: Callable[[], object]) -> int:
-    """Operations of one call that compute something, forward and backward; views cost next to nothing."""
-
-    class Counter(TorchDispatchMode):
-        kernels = 0
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            self.kernels += not func.is_view
-            return func(*args, **(kwargs or {}))
-
-    with Counter() as counter:
-        call()
-    return counter.kernels
-
-
-def unrecorded(agent: Dreamer) -> Dreamer:
-    """The same where an update's operations can be seen, or one like it: a CUDA graph hides them."""
-    if agent.device.type != "cuda":
-        return agent
-    return Dreamer(replace(agent.config, cuda_graph=False), agent.space, ACTIONS, agent.device)
 
 
 def act_steps_per_s(agent: Dreamer, n: int, budget: float) -> float:
@@ -221,82 +66,6 @@ def peak_rss_mb() -> float:
     """The most memory that this process ever held, in MiB."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-# ---- where the time goes -----------------------------------------------------------------------------
-
-
-class Stopwatch:
-    """Seconds per section since ``seconds`` was last emptied; an inner section's are not its outer's."""
-
-    def __init__(self, clock: Callable[[], float] = now):
-        self.clock = clock
-        self.seconds: dict[str, float] = {}
-        self._inner: list[float] = []  # per open section, the seconds of the sections inside it
-
-    def timing(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, its time booked under ``name``, and named so in a trace."""
-
-        @wraps(function)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            self._inner.append(0.0)
-            begin = self.clock()
-            try:
-                with record_function(name):
-                    return function(*args, **kwargs)
-            finally:
-                spent = self.clock() - begin
-                self.seconds[name] = self.seconds.get(name, 0.0) + spent - self._inner.pop()
-                if self._inner:
-                    self._inner[-1] += spent
-
-        return timed
-
-
-@contextmanager
-def watched(agent: Dreamer, replay: Replay) -> Iterator[Stopwatch]:
-    """Inside, the parts of ``agent.update(replay)`` are timed."""
-    watch, model = Stopwatch(), agent.world_model
-    parts: dict[str, tuple[Any, str]] = {
-        "replay sampling": (replay, "sample"),
-        **({"observe": (model.dynamics, "observe")} if isinstance(model, LatentModel) else {}),
-        "heads": (model, "loss"),  # what is left of it: encoder, heads, their losses
-        "imagine": (model, "imagine"),
-        "actor-critic": (agent, "losses"),  # what is left of it: returns, actor, critic, slow critic
-        "further steps": (agent.behaviour, "update"),  # of actor and critics alone
-        "backward": (Tensor, "backward"),
-        "optimiser": (agent.optimiser, "step"),
-        "rest": (agent, "update"),  # what is left of it: slow critic's step, latents, metrics
-    }
-    with ExitStack() as stack:
-        for name, (owner, method) in parts.items():
-            timed = watch.timing(name, getattr(owner, method))
-            stack.enter_context(mock.patch.object(owner, method, timed))
-        yield watch
-
-
-def breakdown(agent: Dreamer, replay: Replay, budget: float) -> dict[str, float]:
-    """Milliseconds of each part of an update; on a GPU what is recorded counts as the rest, or as further steps."""
-    rows: list[dict[str, float]] = []
-    with watched(agent, replay) as watch:
-
-        def update() -> None:
-            watch.seconds = {}
-            agent.update(replay)
-            rows.append(watch.seconds)
-
-        seconds_per_call(update, budget)
-    return {name: 1000 * statistics.median(row.get(name, 0.0) for row in rows[1:]) for name in SECTIONS}
-
-
-def write_trace(agent: Dreamer, replay: Replay, path: Path) -> None:
-    """A torch profiler trace of one update, its parts by name."""
-    with profile(activities=list(supported_activities())) as profiler, watched(agent, replay):
-        agent.update(replay)
-    profiler.export_chrome_trace(str(path))
-
-
-# ---- together ----------------------------------------------------------------------------------------
 
 
 def measure(work: Work, budget: float, device: str = "cpu", trace: Path | None = None) -> dict[str, Any]:

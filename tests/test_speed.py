@@ -15,7 +15,8 @@ from rich.console import Console
 
 from agents.dreamer import Dreamer
 from benchmarks import frames, speed
-from benchmarks.speed import SECTIONS, WORKS, Stopwatch
+from benchmarks.stopwatch import SECTIONS, Stopwatch, breakdown, count_gflop, count_kernels, watched
+from benchmarks.work import ACTIONS, ENV, OBSERVATIONS, WORKS, build
 from envs import EnvError, make_env, rendering
 from mbrl.spaces import check_observation_space
 
@@ -74,27 +75,27 @@ def test_table_shows_every_figure(found: dict[str, Any]) -> None:
 def test_arithmetic_is_counted_forward_and_backward() -> None:
     a, b = torch.randn(30, 20, requires_grad=True), torch.randn(20, 10, requires_grad=True)
     product = 2e-9 * 30 * 20 * 10
-    assert speed.count_gflop(lambda: a @ b) == pytest.approx(product)
-    assert speed.count_gflop(lambda: (a @ b).sum().backward()) == pytest.approx(3 * product)
+    assert count_gflop(lambda: a @ b) == pytest.approx(product)
+    assert count_gflop(lambda: (a @ b).sum().backward()) == pytest.approx(3 * product)
 
 
 def test_operations_are_counted_and_views_are_not() -> None:
     a = torch.randn(3, 4)
-    assert speed.count_kernels(lambda: (a.T[0].unsqueeze(0) + 1).exp().view(-1)) == 2
+    assert count_kernels(lambda: (a.T[0].unsqueeze(0) + 1).exp().view(-1)) == 2
 
 
 @pytest.mark.parametrize(("work", "kernels", "gflop"), [("laptop", 2070, 6.64), ("reference", 11_480, 27.4)])
 def test_an_update_has_not_become_dearer(work: str, kernels: int, gflop: float) -> None:
     """Counts, which no busy machine can disturb. Raise a limit only for something that is worth it."""
-    agent, replay = speed.build(replace(WORKS[work], stored=80))
+    agent, replay = build(replace(WORKS[work], stored=80))
     agent.update(replay)
-    assert speed.count_kernels(lambda: agent.update(replay)) <= kernels
-    assert speed.count_gflop(lambda: agent.update(replay)) <= gflop
+    assert count_kernels(lambda: agent.update(replay)) <= kernels
+    assert count_gflop(lambda: agent.update(replay)) <= gflop
 
 
 def test_parts_that_an_agent_does_not_have_take_no_time() -> None:
     """laptop dreams by an ensemble and within its critics' steps."""
-    parts = speed.breakdown(*speed.build(replace(WORKS["laptop"], stored=80)), budget=0.1)
+    parts = breakdown(*build(replace(WORKS["laptop"], stored=80)), budget=0.1)
     assert tuple(parts) == SECTIONS
     assert {name for name, took in parts.items() if not took} == {"observe", "imagine"}
 
@@ -122,10 +123,10 @@ def test_inner_sections_are_not_booked_twice() -> None:
 def test_timed_update_computes_the_same_and_is_undone() -> None:
     losses = []
     for timed in (False, True):
-        agent, replay = speed.build(WORKS["debug"])
+        agent, replay = build(WORKS["debug"])
         before = agent.world_model.loss, agent.update, torch.Tensor.backward
         torch.manual_seed(1)
-        with speed.watched(agent, replay) if timed else nullcontext() as watch:
+        with watched(agent, replay) if timed else nullcontext() as watch:
             losses.append(agent.update(replay)["train/loss/total"])
         assert watch is None or set(watch.seconds) == set(SECTIONS)
         assert (agent.world_model.loss, agent.update, torch.Tensor.backward) == before
@@ -133,25 +134,25 @@ def test_timed_update_computes_the_same_and_is_undone() -> None:
 
 
 def test_the_work_is_shaped_like_the_environment() -> None:
-    env = make_env(speed.ENV)
+    env = make_env(ENV)
     space = check_observation_space(env.observation_space)
     shapes = {name: entry.shape for name, entry in space.spaces.items()}
-    assert shapes == {name: entry.shape for name, entry in speed.OBSERVATIONS.spaces.items()}
-    assert env.action_space == speed.ACTIONS
+    assert shapes == {name: entry.shape for name, entry in OBSERVATIONS.spaces.items()}
+    assert env.action_space == ACTIONS
     env.close()
 
 
 def test_reference_is_the_work_that_peers_were_measured_on() -> None:
     config = WORKS["reference"].agent
     assert (config.batch_size, config.batch_length, config.horizon, config.starts) == (16, 64, 15, None)
-    agent = Dreamer(config, speed.OBSERVATIONS, speed.ACTIONS)
+    agent = Dreamer(config, OBSERVATIONS, ACTIONS)
     assert agent.num_parameters == pytest.approx(0.64e6, rel=0.02)
 
 
 @pytest.mark.parametrize(("work", "gigabytes"), [("pixels", 16), ("reference", 1.5), ("laptop", 1.5)])
 def test_a_replay_of_a_million_steps_fits(work: str, gigabytes: float) -> None:
     """Latents included; what is counted is what the arrays take."""
-    _, replay = speed.build(replace(WORKS[work], stored=1))
+    _, replay = build(replace(WORKS[work], stored=1))
     assert replay.bytes_per_step * 1e6 / 2**30 < gigabytes
     taken = sum(array.nbytes for array in replay.arrays.values())
     assert taken == replay.bytes_per_step * replay.num_envs * replay.capacity
@@ -159,7 +160,7 @@ def test_a_replay_of_a_million_steps_fits(work: str, gigabytes: float) -> None:
 
 def test_pixels_are_the_official_12_m_parameters_on_images() -> None:
     work = replace(WORKS["pixels"], stored=1)
-    agent, replay = speed.build(work)
+    agent, replay = build(work)
     assert 9e6 < agent.num_parameters < 13e6
     assert replay.arrays["obs/image"].dtype == torch.uint8 and replay.arrays["obs/image"].shape[2:] == (64, 64, 3)
 
