@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -274,14 +275,13 @@ def position(run: Run) -> Position:
 
 
 def _pace(metrics: Sequence[dict[str, Any]]) -> float | None:
-    """Seconds per environment step lately: the first steps, which fill the replay, are faster."""
-    clock = [(line["step"], line["time/seconds"]) for line in metrics if "time/seconds" in line]
-    if not clock:
+    """Seconds per environment step lately, once there are updates; those that fill the replay are faster."""
+    lines = [line for line in metrics if "time/seconds" in line]
+    lines = [line for line in lines if line.get("time/updates")] or lines
+    if not lines or lines[0]["step"] == lines[-1]["step"]:
         return None
-    (first, begin), (last, end) = clock[0], clock[-1]
-    if last > first:
-        return (end - begin) / (last - first)
-    return end / last if last else None
+    first, last = lines[0], lines[-1]
+    return (last["time/seconds"] - first["time/seconds"]) / (last["step"] - first["step"])
 
 
 def read_tail(path: Path) -> list[dict[str, Any]]:
@@ -314,21 +314,32 @@ def _reached(run: Run) -> str:
 
 
 class Paces:
-    """Seconds per environment step: of this agent on this task, else of this agent, else nothing."""
+    """Seconds per environment step: of this agent on this task, else of this agent, else nothing.
+
+    What other runs took, elsewhere or with an older preset (``known``), tells how tasks differ; by what factor an
+    agent is slower or faster here, its own runs tell.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str | None, str], float] = {}
+        self._known: dict[tuple[str, str | None], dict[str, float]] = {}
+        self._here: dict[tuple[str, str | None], dict[str, float]] = {}
+
+    def know(self, agent: str, preset: str | None, env: str, seconds_per_step: float) -> None:
+        """Of a run of some other time and place."""
+        self._known.setdefault((agent, preset), {})[env] = seconds_per_step
 
     def learn(self, agent: str, preset: str | None, env: str, seconds_per_step: float) -> None:
-        """What is learnt later replaces what was known."""
-        self._known[agent, preset, env] = seconds_per_step
+        """Of a run of this benchmark; what is learnt later replaces what was learnt before."""
+        self._here.setdefault((agent, preset), {})[env] = seconds_per_step
 
     def of(self, run: Run) -> float | None:
-        exact = self._known.get((run.agent, run.preset, run.env))
-        if exact is not None:
-            return exact
-        others = [pace for key, pace in self._known.items() if key[:2] == (run.agent, run.preset)]
-        return sum(others) / len(others) if others else None
+        known, here = (paces.get((run.agent, run.preset), {}) for paces in (self._known, self._here))
+        if run.env in here:
+            return here[run.env]
+        factors = [pace / known[env] for env, pace in here.items() if env in known]
+        if run.env in known and (factors or not here):
+            return known[run.env] * (statistics.mean(factors) if factors else 1.0)
+        return statistics.mean((here or known).values()) if here or known else None
 
 
 def seconds_left(outcome: Outcome, jobs: int, paces: Paces) -> float | None:

@@ -239,15 +239,16 @@ def _key(entry: collect.Entry) -> tuple[str, str, int, str]:
 
 
 def known_paces(runs_dir: Path) -> Paces:
-    """Measured ones: of the stored results, and rather of the runs that are here."""
+    """Of the stored results, and of the runs that are here."""
     paces = Paces()
-    files = sorted(STORED.glob("*/scores.csv"))
-    rows = [row for path in files if is_scores(path) for row in collect.read_scores(path)]
-    rows += collect.rows_of(collect.read_entries(runs_dir))
-    for row in rows:
-        if row["agent"] in AGENTS and row["wall_s"] > 0 and row["step"] > 0:
-            preset = row.get("preset") or preset_of(row["agent"], row["env"], None)
-            paces.learn(row["agent"], preset, row["env"], row["wall_s"] / row["step"])
+    files = filter(is_scores, sorted(STORED.glob("*/scores.csv")))
+    stored = [row for path in files for row in collect.read_scores(path)]
+    here = collect.rows_of(collect.read_entries(runs_dir))
+    for rows, add in ((stored, paces.know), (here, paces.learn)):
+        for row in rows:
+            if row["agent"] in AGENTS and row["wall_s"] > 0 and row["step"] > 0:
+                preset = row.get("preset") or preset_of(row["agent"], row["env"], None)
+                add(row["agent"], preset, row["env"], row["wall_s"] / row["step"])
     return paces
 
 

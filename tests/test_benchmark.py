@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,17 @@ def test_interrupted_runs_save_and_nothing_counts_as_failed(tmp_path: Path) -> N
     assert states == ["interrupted", "interrupted"]
 
 
+def test_paces_of_other_times_tell_how_tasks_differ_and_those_of_here_by_what_factor(tmp_path: Path) -> None:
+    paces, (a, b, c) = Paces(), (Run(env, "sac", 0, 1000, tmp_path) for env in "abc")
+    assert paces.of(a) is None
+    paces.know("sac", None, "a", 0.01)
+    paces.know("sac", None, "b", 0.03)
+    assert [paces.of(run) for run in (a, b, c)] == pytest.approx([0.01, 0.03, 0.02])
+    paces.learn("sac", None, "a", 0.1)  # ten times slower here
+    assert [paces.of(run) for run in (a, b, c)] == pytest.approx([0.1, 0.3, 0.1])
+    assert paces.of(replace(a, agent="ppo")) is None
+
+
 def test_position_and_time_left(tmp_path: Path) -> None:
     run, other = Run("a", "random", 0, 1000, tmp_path), Run("a", "random", 1, 1000, tmp_path)
     run.directory.mkdir(parents=True)
@@ -178,6 +190,11 @@ def test_position_and_time_left(tmp_path: Path) -> None:
     assert seconds_left(Outcome([other], [run]), 1, Paces()) == pytest.approx(0.02 * (600 + 1000))
     assert seconds_left(Outcome([other], [run]), 2, Paces()) == pytest.approx(0.02 * 1000)
     assert seconds_left(Outcome([other]), 2, Paces()) is None
+    (run.directory / "metrics.jsonl").write_text('{"step": 100, "time/seconds": 1.0}\n')
+    assert position(run).seconds_per_step is None
+    updating = [{"step": 1000 * k, "time/seconds": 1.0 + 50 * (k - 2), "time/updates": k - 2} for k in range(2, 5)]
+    (run.directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in updating))
+    assert position(run).seconds_per_step == pytest.approx(0.05)
     assert makespan([3, 1, 1, 1], 2) == 3
 
 
