@@ -348,8 +348,8 @@ class ActionValues:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for optimiser, stored in zip(self.optimisers, state["action_values"], strict=True):
             optimiser.load_state_dict(stored)
-            for group in optimiser.param_groups:
-                group["capturable"] = self.device.type == "cuda"  # the run may have begun on another device
+            for group in optimiser.param_groups:  # the run may have begun with another rate, on another device
+                group.update(lr=self.config.lr, capturable=self.device.type == "cuda")
         self.aimless = state.get("aimless", False)
         self.aimed, self.curious = state.get("aimed", int(not self.aimless)), state.get("curious", 0)
         self._record()  # a recording knows the old tensors

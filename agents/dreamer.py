@@ -26,7 +26,7 @@ from agents.state_values import StateValues
 from mbrl.cuda_graph import CudaGraph
 from mbrl.distributions import OneHotChoice, Policy
 from mbrl.dynamics.rssm import RSSMConfig
-from mbrl.errors import UserError
+from mbrl.errors import UserError, check_least
 from mbrl.interfaces import Advice, Imagined, State
 from mbrl.observability import HIDDEN, MOST, hidden_share
 from mbrl.open_loop import open_loop
@@ -57,7 +57,8 @@ class DreamerConfig:
     "action_values", at imagined states, from a critic of actions that learns from replayed and imagined rewards
     (besides, no pictures). Where one cannot be, the one before it is taken."""
     action_values: ActionValueConfig = field(default_factory=ActionValueConfig)
-    """Actor and critics of "action_values"; of what follows down to ``repval_scale`` only the noise is theirs, too."""
+    """Actor and critics of "action_values". Beside them only ``noise_correlation`` concerns these: starts, horizon,
+    layers, rates and precision are those of the other two, and of the world model."""
     actor_layers: int = 3
     """Hidden layers of the actor, as wide as the model's heads."""
     critic_layers: int = 3
@@ -100,6 +101,23 @@ class DreamerConfig:
     """Of matrix products while learning: "float32" or "bfloat16"; all else stays in float32."""
     cuda_graph: bool = True
     """On a GPU, record an update as one CUDA graph."""
+
+
+def _check(config: DreamerConfig) -> None:
+    """Raises:
+    UserError: a word that is unknown, or a number that nothing could be done with.
+    """
+    if config.actor_gradient not in ("reinforce", "pathwise", "action_values"):
+        raise UserError(
+            f"actor_gradient {config.actor_gradient!r} is unknown; use 'reinforce', 'pathwise' or 'action_values'"
+        )
+    if config.model.family not in ("rssm", "ensemble"):
+        raise UserError(f"model.family {config.model.family!r} is unknown; use 'rssm' or 'ensemble'")
+    if config.precision not in ("float32", "bfloat16"):
+        raise UserError(f"precision {config.precision!r} is unknown; use 'float32' or 'bfloat16'")
+    counts, layers = ("batch_size", "horizon", "critic_updates"), ("actor_layers", "critic_layers")
+    least = {**dict.fromkeys(counts, 1), **dict.fromkeys(layers, 0), "batch_length": 2}
+    check_least(config, "--config", least if config.starts is None else least | {"starts": 1})
 
 
 class Behaviour(Protocol):
@@ -145,11 +163,11 @@ class Dreamer:
     Args:
         config: everything that can be chosen.
         observation_space: flat Dict of Box and Discrete.
-        action_space: Box or Discrete.
+        action_space: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of them.
         device: where the networks live.
 
     Raises:
-        UserError: a space that is not supported.
+        UserError: a space that is not supported, or a setting.
     """
 
     def __init__(
@@ -162,14 +180,7 @@ class Dreamer:
         self.config, self.device = config, torch.device(device)
         self.space: spaces.Dict = check_observation_space(observation_space)
         self.spec = ActionSpec.of(action_space)
-        if config.actor_gradient not in ("reinforce", "pathwise", "action_values"):
-            raise UserError(
-                f"actor_gradient {config.actor_gradient!r} is unknown; use 'reinforce', 'pathwise' or 'action_values'"
-            )
-        if config.model.family not in ("rssm", "ensemble"):
-            raise UserError(f"model.family {config.model.family!r} is unknown; use 'rssm' or 'ensemble'")
-        if config.precision not in ("float32", "bfloat16"):
-            raise UserError(f"precision {config.precision!r} is unknown; use 'float32' or 'bfloat16'")
+        _check(config)
         self.world_model = self._make_world_model().to(self.device)
         self.behaviour = self._make_behaviour()
         self.modules = nn.ModuleDict({"world_model": self.world_model, **self.behaviour.modules}).to(self.device)
@@ -335,10 +346,8 @@ class Dreamer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.modules.load_state_dict(state["model"])
-        self.behaviour.aimless = False  # in an agent that is to act only, nothing would ever end it
-        if "optimiser" in state:
-            self.optimiser.load_state_dict(self.behaviour.adapt(state["optimiser"]))
-            self.behaviour.load_state_dict(state)
+        self.optimiser.load_state_dict(self.behaviour.adapt(state["optimiser"]))
+        self.behaviour.load_state_dict(state)
         self.learn = self._recorded(self._learn)  # a recording knows the old tensors
 
 

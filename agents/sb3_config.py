@@ -4,7 +4,7 @@ A field has the name and, where nothing else is said, the default that Stable-Ba
 what rl-baselines3-zoo (hyperparams/*.yml) has found for an environment; the version of the environment's name
 does not count (the zoo's HalfCheetah-v4 serves HalfCheetah-v5), and its n_timesteps are left to --steps. The
 zoo has nothing for dm_control: there PPO takes what the zoo starts from on MuJoCo tasks (observations and
-rewards normalised), and the others Stable-Baselines3's defaults, one update for each decision.
+rewards normalised), and the others Stable-Baselines3's defaults, but two updates for each decision (PER_STEP).
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mbrl.distributions import symlog
+from mbrl.distributions import symexp, symlog
+from mbrl.errors import UserError
 from mbrl.spaces import is_image, vector_size
 
 TRUNCATION = 1.1368  # restores unit variance after cutting a normal at two standard deviations
@@ -196,7 +197,7 @@ def make_norm(kind: str, size: int) -> nn.Module:
         return RMSNorm(size, eps=1e-4)
     if kind == "layer":
         return nn.LayerNorm(size, eps=1e-4)
-    raise ValueError(f"norm {kind!r} is unknown; known are 'rms' and 'layer'")
+    raise UserError(f"norm {kind!r} is unknown; use 'rms' or 'layer'")
 
 
 def tanh(x: Tensor) -> Tensor:
@@ -275,7 +276,7 @@ class VectorScaling(nn.Module):
     def inverse(self, y: Tensor) -> Tensor:
         """Back to the environment's units."""
         if not self.normalise:
-            return torch.sign(y) * torch.expm1(y.abs())
+            return symexp(y)
         return y * self.variance.sqrt().clamp_min(1e-3) + self.mean
 
     @torch.no_grad()
@@ -288,8 +289,7 @@ class VectorScaling(nn.Module):
         rate = (1 / self.count).clamp_min(1e-3)
         shift = flat.mean(0) - self.mean
         spread = flat.var(0, unbiased=False) + (1 - rate) * shift.square()
-        first = self.count == 1
-        self.variance.lerp_(torch.where(first, flat.var(0, unbiased=False), spread), rate)
+        self.variance.lerp_(spread, rate)
         self.mean.add_(rate * shift)
 
 

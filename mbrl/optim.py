@@ -64,8 +64,12 @@ class LaProp(torch.optim.Optimizer):
             torch._foreach_add_(params, torch._foreach_mul(mu, rate))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Moments and counts become the stored ones; learning rates and all else that was chosen stay as they are."""
+        stored = ("params", "count")
+        chosen = [{name: v for name, v in group.items() if name not in stored} for group in self.param_groups]
         super().load_state_dict(state_dict)
-        for group in self.param_groups:
+        for group, own in zip(self.param_groups, chosen, strict=True):
+            group.update(own)
             device = group["params"][0].device
             group["count"] = torch.as_tensor(group["count"], dtype=torch.float64, device=device).clone()
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mbrl.distributions import SymexpTwoHot, bernoulli_loss
 from mbrl.dynamics.ensemble import Ensemble, EnsembleConfig
 from mbrl.dynamics.rssm import RSSM, RSSMConfig
-from mbrl.errors import UserError
+from mbrl.errors import UserError, check_least
 from mbrl.interfaces import Imagined, State
 from mbrl.networks import MLP, ConvDecoder, ConvEncoder, Head, Linear, TwoHotHead, VectorView
 from mbrl.spaces import is_image
@@ -59,6 +59,22 @@ class WorldModelConfig:
     """Weight of the representation loss, which trains the posterior."""
     rec_scale: float = 1.0
     """Weight of the reconstruction losses."""
+
+
+def _check(config: WorldModelConfig, images: bool) -> None:
+    """Raises:
+    UserError: a number that nothing could be done with.
+    """
+    counts = ("units", "depth", "horizon")
+    layers = ("layers", "reward_layers", "continue_layers")
+    check_least(config, "--config.model", {**dict.fromkeys(counts, 1), **dict.fromkeys(layers, 0), "bins": 3})
+    if config.bins % 2 == 0:
+        raise UserError(f"--config.model.bins is {config.bins}; it must be odd: one bin for 0, as many below as above")
+    if images and 4 * config.depth % config.rssm.blocks:
+        raise UserError(
+            f"--config.model.depth is {config.depth}; for pictures four times as many must divide by "
+            f"--config.model.rssm.blocks, {config.rssm.blocks}"
+        )
 
 
 class Plain(nn.Module):
@@ -116,7 +132,7 @@ class Decoder(nn.Module):
         self.channels = {key: space[key].shape[-1] for key in self.images}  # type: ignore[index]
         if view.size:
             self.mlp = MLP(sum(sizes), config.units, config.layers, config.norm)
-            self.out = nn.ModuleDict({k.replace(".", "_"): Linear(self.mlp.outputs, n) for k, n in view.sizes.items()})
+            self.out = nn.ModuleList(Linear(self.mlp.outputs, n) for n in view.sizes.values())
         self.keys = list(view.sizes)
         if self.images:
             blocks = config.rssm.blocks
@@ -126,7 +142,7 @@ class Decoder(nn.Module):
         predictions = {}
         if self.keys:
             x = self.mlp(features)
-            predictions = {key: self.out[key.replace(".", "_")](x) for key in self.keys}
+            predictions = {key: out(x) for key, out in zip(self.keys, self.out, strict=True)}
         if self.images:
             flat = features.flatten(0, -2)
             image = self.conv(*flat.split(self.sizes, -1)).unflatten(0, features.shape[:-1])
@@ -280,9 +296,13 @@ class LatentModel(WorldModel):
         config: sizes and loss scales.
         observation_space: flat Dict of Box and Discrete.
         action_size: A.
+
+    Raises:
+        UserError: a number of ``config`` that nothing could be done with.
     """
 
     def __init__(self, config: WorldModelConfig, observation_space: spaces.Dict, action_size: int):
+        _check(config, images=any(is_image(space) for space in observation_space.values()))
         encoder = Encoder(config, observation_space)
         super().__init__(config, encoder)
         self.dynamics = RSSM(config.rssm, encoder.outputs, action_size, config.norm)

@@ -314,6 +314,17 @@ def test_an_update_is_finite_follows_the_seed_and_counts_every_loss() -> None:
     assert total == pytest.approx(sum(losses.values()), rel=1e-4)
 
 
+def test_what_is_loaded_learns_at_the_rate_that_it_is_given_now() -> None:
+    agent, _, experience = experienced(lr=0.1)
+    agent.update(experience.replay)
+    again, values, _ = experienced(seed=5, lr=0.0)
+    again.load_state_dict(copy.deepcopy(agent.state_dict()))
+    before = copy.deepcopy(values.actor.state_dict()), copy.deepcopy(values.critics.state_dict())
+    again.update(experience.replay)
+    for module, old in zip((values.actor, values.critics), before, strict=True):
+        assert all(torch.equal(value, old[name]) for name, value in module.state_dict().items())
+
+
 def test_what_is_loaded_learns_as_what_was_saved() -> None:
     agent, _, experience = experienced()
     for _ in range(3):

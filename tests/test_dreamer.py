@@ -304,6 +304,20 @@ def test_a_run_can_go_on_with_critic_updates_that_it_began_without() -> None:
     again.update(experience.replay)
 
 
+def test_a_run_goes_on_with_the_learning_rates_that_it_is_given_now() -> None:
+    """Not with those that the stored optimiser had: who is told to lower the rate must be heard."""
+    experience = experienced(lr=0.1)
+    state = experience.agent.state_dict()
+    again = experienced(seed=5, lr=0.0, behaviour_lr=0.0, agc=0.1).agent
+    again.load_state_dict(copy.deepcopy(state))
+    assert isinstance(again, Dreamer)
+    before = copy.deepcopy(again.modules.state_dict())
+    again.update(experience.replay)
+    for name, value in again.modules.state_dict().items():
+        assert torch.equal(value, before[name]) or name.startswith("slow_critic") or "scaling" in name
+    assert {group["agc"] for group in again.optimiser.param_groups} == {0.1}
+
+
 @pytest.mark.parametrize("gradient", ["reinforce", "pathwise"])
 def test_updates_follow_the_seed(gradient: str) -> None:
     results = []
@@ -437,6 +451,24 @@ def test_description_names_encoders_actions_and_size() -> None:
         assert part in text
 
 
-def test_an_unknown_actor_gradient_is_refused() -> None:
-    with pytest.raises(UserError, match="'reinforce', 'pathwise' or 'action_values'"):
-        Dreamer(replace(debug().agent, actor_gradient="other"), MIXED, BOX)
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [({"actor_gradient": "other"}, "'reinforce', 'pathwise' or 'action_values'"),
+     ({"family": "other"}, "'rssm' or 'ensemble'"), ({"precision": "half"}, "'float32' or 'bfloat16'"),
+     ({"norm": "other"}, "'rms' or 'layer'"), ({"batch_length": 1}, "batch-length is 1; it must be at least 2"),
+     ({"starts": 0}, "config.starts is 0"), ({"horizon": 0}, "config.horizon is 0"),
+     ({"bins": 16}, "bins is 16; it must be odd"), ({"depth": 3, "blocks": 8}, "four times as many must divide by"),
+     ({"deter": 15}, "deter is 15; it must divide by its blocks, 2"), ({"classes": 300}, "at most 256")],
+)  # fmt: skip
+def test_settings_that_nothing_could_be_done_with_are_refused(option: dict[str, Any], message: str) -> None:
+    config = debug().agent
+    rssm, model = config.model.rssm, config.model
+    for name, value in option.items():
+        if hasattr(rssm, name):
+            rssm = replace(rssm, **{name: value})
+        elif name != "horizon" and hasattr(model, name):
+            model = replace(model, **{name: value})
+        else:
+            config = replace(config, **{name: value})
+    with pytest.raises(UserError, match=message):
+        Dreamer(replace(config, model=replace(model, rssm=rssm)), MIXED, BOX)

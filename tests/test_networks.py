@@ -53,6 +53,7 @@ def sample(space: spaces.Dict, *lead: int) -> dict[str, torch.Tensor]:
         ({"image": IMAGE}, 2 * 3 * 8),
         ({"image": IMAGE, "state": VECTOR, "mode": CHOICE}, 12 + 2 * 3 * 8),
         ({"left": IMAGE, "right": IMAGE}, 2 * 3 * 8),
+        ({"items": VECTOR, "type": CHOICE, "a.b": VECTOR, "a_b": spaces.Box(-1, 1, (2,))}, 12),
     ],
 )
 def test_every_space_is_encoded_and_decoded(entries: dict[str, spaces.Space], size: int) -> None:
@@ -223,7 +224,7 @@ def test_rms_norm_gives_no_gradient_that_nobody_wants() -> None:
 def test_rms_norm_has_the_official_epsilon() -> None:
     x = torch.full((1, 4), 0.01)
     torch.testing.assert_close(make_norm("rms", 4)(x), torch.full((1, 4), 0.01 / (2e-4) ** 0.5))
-    with pytest.raises(ValueError, match="'rms' and 'layer'"):
+    with pytest.raises(UserError, match="'rms' or 'layer'"):
         make_norm("batch", 4)
 
 

@@ -114,6 +114,17 @@ def test_resumes_in_the_middle_of_the_warm_up() -> None:
     assert torch.equal(rest, whole) and not torch.equal(whole, torch.ones(3))
 
 
+def test_what_was_chosen_is_not_part_of_the_stored_state() -> None:
+    old, new = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    first, second = LaProp([old], lr=0.1, agc=0.3, warmup=5), LaProp([new], lr=0.02, agc=10.0, warmup=0)
+    quadratic(old).backward()
+    first.step()
+    second.load_state_dict(first.state_dict())
+    assert second.param_groups[0]["count"] == 1
+    chosen = {name: second.param_groups[0][name] for name in ("lr", "agc", "warmup")}
+    assert chosen == {"lr": 0.02, "agc": 10.0, "warmup": 0}
+
+
 def test_track_moves_the_slow_copy_by_the_rate() -> None:
     slow, fast = nn.Linear(1, 1), nn.Linear(1, 1)
     for module, value in ((slow, 1.0), (fast, 2.0)):

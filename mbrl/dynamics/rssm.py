@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from mbrl.distributions import Categoricals, categorical_kl
 from mbrl.dynamics.scan import find_resets, scan
+from mbrl.errors import UserError, check_least
+from mbrl.interfaces import State
 from mbrl.networks import MLP, BlockLinear, Head, Linear, linear, make_norm, tanh
-
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,18 @@ class RSSMConfig:
     """KL below which a step costs nothing."""
 
 
+def _check(config: RSSMConfig) -> None:
+    """Raises:
+    UserError: a number that nothing could be done with.
+    """
+    counts = ("deter", "stoch", "hidden", "blocks", "posterior_layers")
+    check_least(config, "--config.model.rssm", {**dict.fromkeys(counts, 1), "classes": 2, "prior_layers": 0})
+    if config.deter % config.blocks:
+        raise UserError(f"--config.model.rssm.deter is {config.deter}; it must divide by its blocks, {config.blocks}")
+    if config.classes > 256:
+        raise UserError(f"--config.model.rssm.classes is {config.classes}; at most 256 fit into the byte kept of each")
+
+
 class RSSM(nn.Module):
     """Implements interfaces.Dynamics.
 
@@ -54,10 +66,14 @@ class RSSM(nn.Module):
         embed_size: E.
         action_size: A.
         norm: "rms" or "layer".
+
+    Raises:
+        UserError: a number of ``config`` that nothing could be done with.
     """
 
     def __init__(self, config: RSSMConfig, embed_size: int, action_size: int, norm: str = "rms"):
         super().__init__()
+        _check(config)
         self.config = config
         c, latent = config, config.stoch * config.classes
         self.feature_sizes = (c.deter, latent)
