@@ -88,7 +88,8 @@ class Checkpoints:
         if starting and any(_paths(self.root)):
             raise UserError(
                 f"{directory} already holds a run; the same command continues it, and --fresh starts over "
-                "(in Python: train(..., resume=latest(directory)))"
+                "(in Python: saved = mbrl.checkpoint.latest(directory); train(..., Logger(directory, saved.step), "
+                "directory=directory, resume=saved))"
             )
         if starting:  # chunks of a run that ended before its first checkpoint
             shutil.rmtree(self.replay_directory, ignore_errors=True)
@@ -326,12 +327,10 @@ def _paths(root: Path) -> Iterator[Path]:
 
 
 def _free_name(root: Path, step: int) -> str:
-    """The step; with a suffix that sorts behind where the same step has been saved before."""
-    name, n = f"{step:012d}", 1
-    while (root / name).exists():
-        n += 1
-        name = f"{step:012d}-{n:03d}"
-    return name
+    """The step; with a suffix that sorts behind all others where the same step has been saved before."""
+    name = f"{step:012d}"
+    taken = [int(path.name[13:] or 1) for path in root.glob(f"{name}*")]
+    return f"{name}-{max(taken) + 1:03d}" if taken else name
 
 
 def _score(path: Path) -> float:

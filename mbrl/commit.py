@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def git_commit() -> str | None:
-    """The commit of the code, with a + where files differ from it; None outside a checkout."""
+    """The commit of the code, with a + where files differ from it; None outside a checkout of it."""
     here = Path(__file__).parent
 
     def ask(*command: str) -> str:
@@ -15,6 +15,7 @@ def git_commit() -> str | None:
         return answer.stdout.strip()
 
     try:
+        ask("git", "ls-files", "--error-unmatch", Path(__file__).name)  # it may be installed inside another project
         commit = ask("git", "rev-parse", "--short=12", "HEAD")
         return commit + ("+" if ask("git", "status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):

@@ -19,13 +19,13 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TextIO
 
 import numpy as np
 
 from mbrl.errors import UserError
 
-FILES = ("metrics.jsonl", "scores.jsonl")
+METRICS, SCORES = FILES = ("metrics.jsonl", "scores.jsonl")
 CURVE_POINTS = (1, 5, 15, 50)
 """The places (from 1) at which dashboards, which know scalars only, see a list."""
 
@@ -41,7 +41,8 @@ class Sink(Protocol):
 class Logger:
     """Writes a run's metrics and scores. ``resume_step=None`` starts a new run in ``directory``.
 
-    Every evaluation names the ``commit``, where there is one: a run may go on with another.
+    Nothing there is touched before the first line: the run may yet be refused. Every evaluation names the
+    ``commit``, where there is one: a run may go on with another.
     """
 
     def __init__(
@@ -54,17 +55,11 @@ class Logger:
         episode_window: int = 100,
         commit: str | None = None,
     ) -> None:
-        self.directory = Path(directory)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        modules = {name: _import_sink(name) for name in sinks}  # a missing package stops us before any cut
-        for path in (self.directory / name for name in FILES):
-            _set_aside(path) if resume_step is None else cut(path, resume_step)
-        self._metrics, self._scores = ((self.directory / name).open("a", encoding="utf-8") for name in FILES)
-        self._sinks = [_open_sink(name, modules[name], self.directory, resume_step) for name in sinks]
+        self.directory, self.resume_step = Path(directory), resume_step
+        self._modules = {name: _import_sink(name) for name in sinks}
+        self._files: dict[str, TextIO] = {}
+        self._sinks: list[Sink] = []
         self._recent: deque[tuple[float, float]] = deque(maxlen=episode_window)
-        for line in read_lines(self.directory / "scores.jsonl"):
-            if isinstance(line.get("episode/score"), (int, float)):
-                self._recent.append((line["episode/score"], line.get("episode/length") or 0))
         self._begin = time.monotonic() - wall_offset
         self._origin = {} if commit is None else {"commit": commit}
 
@@ -73,11 +68,31 @@ class Logger:
         """Seconds of training so far, those before a resume included."""
         return time.monotonic() - self._begin
 
+    def _open(self) -> None:
+        """Before the first line: what is there is cut, or set aside."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for path in (self.directory / name for name in FILES):
+            _set_aside(path) if self.resume_step is None else cut(path, self.resume_step)
+        for line in read_lines(self.directory / SCORES):
+            if isinstance(line.get("episode/score"), (int, float)):
+                self._recent.append((line["episode/score"], line.get("episode/length") or 0))
+        self._files = {name: (self.directory / name).open("a", encoding="utf-8") for name in FILES}
+        modules = self._modules.items()
+        self._sinks = [_open_sink(name, module, self.directory, self.resume_step) for name, module in modules]
+
+    def _write(self, file: str, line: Mapping[str, Any]) -> None:
+        """One write and one flush, so that a crash can tear no line but the last."""
+        if not self._files:
+            self._open()
+        clean = {name: _finite(value) for name, value in line.items()}
+        self._files[file].write(json.dumps(clean, allow_nan=False) + "\n")
+        self._files[file].flush()
+
     def scalars(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line of metrics: floats, and lists over a horizon. Higher arrays are pictures: skipped."""
         values = {name: np.asarray(_detach(value)) for name, value in metrics.items()}
         arrays = {name: value.astype(np.float64) for name, value in values.items() if value.ndim < 2}
-        _write_line(self._metrics, {"step": int(step), **{name: a.tolist() for name, a in arrays.items()}})
+        self._write(METRICS, {"step": int(step), **{name: a.tolist() for name, a in arrays.items()}})
         flat: dict[str, float] = {}
         for name, array in arrays.items():
             if array.ndim == 0:
@@ -90,7 +105,7 @@ class Logger:
     def episode(self, step: int, ret: float, length: int) -> None:
         """A finished training episode."""
         ret, length = float(ret), int(length)
-        _write_line(self._scores, {"step": int(step), "episode/score": ret, "episode/length": length})
+        self._write(SCORES, {"step": int(step), "episode/score": ret, "episode/length": length})
         self._recent.append((ret, length))
         returns, lengths = np.mean(self._recent, axis=0)
         self.scalars(step, {
@@ -110,16 +125,16 @@ class Logger:
         with np.errstate(invalid="ignore"):
             mean, std = float(values.mean()), float(values.std())
         line = {"step": int(step), "mode": mode, "mean": mean, "std": std, "episodes": len(values)}
-        _write_line(self._scores, {**line, "returns": values.tolist(), "wall": round(self.wall, 3), **self._origin})
+        self._write(SCORES, {**line, "returns": values.tolist(), "wall": round(self.wall, 3), **self._origin})
         self.scalars(step, {"eval/mean_reward" if mode == "mode" else "eval/sample_mean_reward": mean})
 
     def close(self) -> None:
         """Close files and dashboards; a second call does nothing."""
         for sink in self._sinks:
             sink.close()
+        for file in self._files.values():
+            file.close()
         self._sinks = []
-        self._metrics.close()
-        self._scores.close()
 
     def __enter__(self) -> Logger:
         return self
@@ -174,13 +189,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _write_line(file: Any, line: Mapping[str, Any]) -> None:
-    """One write and one flush, so that a crash can tear no line but the last."""
-    clean = {name: _finite(value) for name, value in line.items()}
-    file.write(json.dumps(clean, allow_nan=False) + "\n")
-    file.flush()
 
 
 class _TensorBoard:

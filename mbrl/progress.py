@@ -1,7 +1,8 @@
-"""Progress: what the training loop itself must remember across an interruption."""
+"""Progress: what the training loop itself must remember across an interruption. Pace: how fast it is."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,3 +39,23 @@ class Progress:
     best: float | None = None
     env_restarts: int = 0
     """Of environments that broke, since the start of the run."""
+
+
+@dataclass
+class Pace:
+    """Environment steps and updates per second of wall-clock since it was last asked."""
+
+    begin: float = field(default_factory=time.monotonic)
+    steps: int = 0
+    updates: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.begin
+
+    def lap(self, steps: int, updates: int) -> tuple[float, float]:
+        """So many there have been by now; the next lap begins."""
+        seconds = max(self.seconds, 1e-9)
+        paces = (steps - self.steps) / seconds, (updates - self.updates) / seconds
+        self.begin, self.steps, self.updates = time.monotonic(), steps, updates
+        return paces

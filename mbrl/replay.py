@@ -97,7 +97,7 @@ class Replay:
         self.bytes_per_step = sum(math.prod(shape) * dtype.itemsize for shape, dtype in specs.values())
         limit = min(self.config.capacity, int(self.config.gigabytes * 2**30) // self.bytes_per_step)
         self.capacity = limit // num_envs // CHUNK * CHUNK  # C, whole chunks
-        if not self.capacity:
+        if self.capacity < CHUNK:
             raise UserError(
                 f"the replay's limits ({self.config.capacity} steps, {self.config.gigabytes} GB) hold "
                 f"{limit} steps of {self.bytes_per_step} bytes; {num_envs} environments need at least "
@@ -149,8 +149,10 @@ class Replay:
             self.stale.add((self.time - 1) // CHUNK)
 
     def clear(self) -> None:
-        """Forget every step."""
+        """Forget every step, and what of it is on disk."""
         self.time, self.fresh = 0, np.zeros(self.num_envs, np.int64)
+        self.saved_oldest = 0
+        self.stale.clear()
 
     def ready(self, length: int) -> bool:
         """Whether sequences of this length can be sampled."""

@@ -172,13 +172,15 @@ def _episodes(line: Record) -> str:
 
 
 def _reproduce(config: Any, status: Record) -> str:
-    """The command that made the run, by its program's name and not its place on that machine."""
+    """The commands that made the run, by their program's name and not its place on that machine."""
     command = status.get("command") or (config.get("command") if isinstance(config, dict) else None)
     if not command:
         return '<p class="faint">The command was not recorded.</p>'
-    program, _, rest = (command if isinstance(command, str) else " ".join(command)).partition(" ")
-    text = f"{Path(program).name if program.startswith('/') else program} {rest}".strip()
-    return f"<pre>{html.escape(text)}</pre>"
+    lines = []
+    for line in [command, *status.get("continued_with", [])]:
+        program, _, rest = (line if isinstance(line, str) else " ".join(line)).partition(" ")
+        lines.append(f"{Path(program).name if program.startswith('/') else program} {rest}".strip())
+    return f"<pre>{html.escape(chr(10).join(lines))}</pre>"
 
 
 def _configuration(config: Any) -> str:

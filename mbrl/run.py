@@ -46,9 +46,8 @@ def read_status(directory: Path) -> dict[str, Any]:
 
 
 def circumstances() -> dict[str, Any]:
-    """What made this run: command, versions, git commit, machine."""
+    """What makes this run: versions, git commit, machine."""
     return {
-        "command": command_line(),
         "pid": os.getpid(),
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
@@ -60,6 +59,13 @@ def circumstances() -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
     }
+
+
+def commands(directory: Path, resumed: bool) -> dict[str, Any]:
+    """The command that began the run, and those that went on with it and were others."""
+    now, before = command_line(), read_status(directory) if resumed else {}
+    first, later = before.get("command", now), list(before.get("continued_with", []))
+    return {"command": first, "continued_with": later + [now] * (now != [first, *later][-1])}
 
 
 def command_line() -> str:

@@ -152,8 +152,9 @@ def _to_env(space: gym.Space[Any], unit: Array, dims: Iterator[int], indices: It
     if isinstance(space, spaces.Box):
         values = unit[:, list(islice(dims, math.prod(space.shape)))].reshape(shape)
         low, high = finite_bounds(space)
-        values = low + (values + 1) * 0.5 * (high - low)
-        return (values if space.dtype.kind == "f" else np.rint(values)).astype(space.dtype)
+        values = low + (values.astype(np.float64) + 1) * 0.5 * (high - low)
+        values = (values if space.dtype.kind == "f" else np.rint(values)).astype(space.dtype)
+        return np.clip(values, space.low, space.high)  # rounding may have gone beyond
     chosen = np.stack(list(islice(indices, len(_choices(space)))), -1).reshape(shape)
     return (chosen + getattr(space, "start", 0)).astype(space.dtype)
 
@@ -177,7 +178,7 @@ def finite_bounds(space: spaces.Box) -> tuple[Array, Array]:
     no_low, no_high = low <= -UNLIMITED, high >= UNLIMITED
     low, high = np.where(no_low & no_high, -1.0, low), np.where(no_low & no_high, 1.0, high)
     low, high = np.where(no_low & ~no_high, high - 2, low), np.where(no_high & ~no_low, low + 2, high)
-    return low.astype(np.float32), high.astype(np.float32)
+    return low, high
 
 
 def space_to_json(space: gym.Space) -> dict[str, Any]:

@@ -7,6 +7,7 @@ the step that the agent saw last, what it made of it, and what it is about to do
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -59,7 +60,8 @@ def go_on(trainer: Trainer, checkpoint: Checkpoint) -> None:
     _load_replay(trainer, checkpoint)
     _restore_envs(trainer, loop["envs"])
     trainer.driver.decisions = loop["decisions"]
-    trainer.shown_step, trainer.shown_updates = trainer.driver.env_steps, trainer.progress.updates
+    for pace in (trainer.since_line, trainer.since_row):
+        pace.lap(trainer.driver.env_steps, trainer.progress.updates)
     if trainer.checkpoints is not None:
         trainer.checkpoints.forget_after(checkpoint)
     for path in _line_files(trainer):  # what was logged at this very step, but later
@@ -104,9 +106,13 @@ def _load_replay(trainer: Trainer, checkpoint: Checkpoint) -> None:
         raise
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         trainer.replay.clear()
+        aside = checkpoint.replay_directory.with_name("replay-damaged")  # or its files would pass for new ones
+        shutil.rmtree(aside, ignore_errors=True)
+        if checkpoint.replay_directory.is_dir():
+            checkpoint.replay_directory.rename(aside)
         trainer.note(
             f"the stored experience is damaged ({error}): the agent goes on with what it has learnt and "
-            "gathers new experience"
+            f"gathers new experience; what is left of the old is in {aside}"
         )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,11 +29,20 @@ from mbrl.driver import Driver
 from mbrl.errors import UserError
 from mbrl.evaluation import LIMIT, Interrupted, evaluate
 from mbrl.interfaces import Adviser, Agent, EnvStates, Log, OwnLoop, Rows, State
-from mbrl.progress import Progress, Scores
+from mbrl.progress import Pace, Progress, Scores
 from mbrl.quality import Imaginer, judge
 from mbrl.randomness import own_randomness, seed_everything
 from mbrl.replay import Replay, ReplayConfig
-from mbrl.run import RunState, circumstances, only_writer, peak_memory_mb, readable_disk_errors, write_status
+from mbrl.run import (
+    RunState,
+    circumstances,
+    commands,
+    only_writer,
+    peak_memory_mb,
+    readable_disk_errors,
+    write_atomically,
+    write_status,
+)
 from mbrl.signals import StopRequest
 from mbrl.spaces import space_to_json
 from mbrl.steps import Steps
@@ -115,7 +125,7 @@ def train(
 
     Seeds the global generators of torch, numpy and Python. With a ``directory`` the run is checkpointed
     there; ``resume=mbrl.checkpoint.latest(directory)`` continues it as if it had never stopped.
-    ``run_config`` is kept in the checkpoint: what this run is, as plain dicts.
+    ``run_config`` is kept in the checkpoint and in config.yaml: what this run is, as plain dicts.
 
     Raises:
         UserError: a broken observation, a non-finite loss, a checkpoint that does not fit, a full disk.
@@ -123,14 +133,22 @@ def train(
     trainer = Trainer(agent, envs, replay, config, log, eval_envs, seed, screen)
     trainer.env_states, trainer.run_config = env_states, run_config or {}
     if directory is None:
-        trainer.train(resume)
+        with trainer.stop:
+            trainer.start() if resume is None else go_on(trainer, resume)
+            trainer.run()
         return trainer.result()
     directory = Path(directory)
-    with only_writer(directory), readable_disk_errors(directory):
+    with only_writer(directory), readable_disk_errors(directory), trainer.stop:
         trainer.checkpoints = Checkpoints(directory, trainer.run_config, starting=resume is None)
-        write_status(directory, "running", error=None, **circumstances())
+        if resume is not None:
+            go_on(trainer, resume)  # refuses what does not fit, before anything is written
+        if run_config is not None:
+            write_atomically(directory / "config.yaml", yaml.safe_dump(run_config, sort_keys=False))
+        write_status(directory, "running", error=None, **circumstances(), **commands(directory, resume is not None))
         try:
-            trainer.train(resume)
+            if resume is None:
+                trainer.start()
+            trainer.run()
         except BaseException as error:
             with suppress(OSError):
                 write_status(directory, "failed", error=f"{type(error).__name__}: {error}")
@@ -166,20 +184,12 @@ class Trainer:
         self.stop = StopRequest()
         self.last_report: dict[str, Any] = {}
         self.notes: list[str] = []
-        self.score: float | None = None  # of an evaluation that no checkpoint has yet
-        self.begin = self.saved_at = self.shown_at = time.monotonic()
-        self.shown_step = self.shown_updates = 0
+        self.score: float | None = None  # of the agent as it is
+        self.begin = self.saved_at = time.monotonic()
+        self.since_line, self.since_row = Pace(), Pace()  # of metrics, and for people
         self.step: Steps
         self.state: State
         self.action: Tensor
-
-    def train(self, resume: Checkpoint | None) -> None:
-        with self.stop:
-            if resume is None:
-                self.start()
-            else:
-                go_on(self, resume)
-            self.run()
 
     def start(self) -> None:
         """Seed everything, reset, and take the first decision."""
@@ -223,6 +233,7 @@ class Trainer:
         best = self.score is not None and self.score == progress.best
         if self.checkpoints is not None and (leave or due or best):
             self._save()
+        self.score = None  # a later checkpoint is of another agent
         return leave
 
     def _over(self) -> bool:
@@ -346,7 +357,7 @@ class Trainer:
             value = value.detach() if isinstance(value, Tensor) else value
             progress.sums[name] = progress.sums.get(name, 0.0) + value
             progress.counts[name] = progress.counts.get(name, 0) + 1
-        if self.screen is not None and time.monotonic() - self.shown_at > 10:
+        if self.screen is not None and self.since_row.seconds > 10:
             self._show(self._averages())
 
     def _averages(self) -> dict[str, float]:
@@ -380,7 +391,8 @@ class Trainer:
         progress, step = self.progress, self.driver.env_steps
         metrics = self._averages()
         ratio = progress.updates / max(1, self.driver.decisions)
-        times = {"time/fps": self._fps(), "time/updates": progress.updates, "time/replay_ratio": ratio}
+        fps, _ = self.since_line.lap(step, progress.updates)
+        times = {"time/fps": fps, "time/updates": progress.updates, "time/replay_ratio": ratio}
         self.log.scalars(step, {**metrics, **times, "time/seconds": self.wall, **self._about_envs()})
         self._show(metrics)
         progress.sums, progress.counts, progress.returns = {}, {}, []
@@ -392,10 +404,6 @@ class Trainer:
         size: Metrics = {"env/worker_rss_mb": max(memory)} if memory else {}
         return {"train/env_restarts": float(self.progress.env_restarts), **size}
 
-    def _fps(self) -> float:
-        seconds = time.monotonic() - self.shown_at
-        return (self.driver.env_steps - self.shown_step) / max(seconds, 1e-9)
-
     def note(self, text: str) -> None:
         """Something that the user should know, now and in the result; not twice."""
         if text in self.notes:
@@ -406,10 +414,8 @@ class Trainer:
 
     def _show(self, metrics: dict[str, Any]) -> None:
         """A row for people; also between two lines of metrics, as a sign of life."""
-        progress, fps = self.progress, self._fps()
-        ups = (progress.updates - self.shown_updates) / max(time.monotonic() - self.shown_at, 1e-9)
-        self.shown_at, self.shown_step = time.monotonic(), self.driver.env_steps
-        self.shown_updates = progress.updates
+        progress = self.progress
+        fps, ups = self.since_row.lap(self.driver.env_steps, progress.updates)
         if self.screen is None:
             return
         score, error = progress.scores.get("mode"), self.last_report.get("report/open_loop_error")
@@ -461,7 +467,8 @@ class Trainer:
                 self.last_report = self.agent.report(self.replay)
             self.log.scalars(step, self.last_report)
         progress.next_eval = next_evaluation(step, self.config)
-        self.shown_at += time.monotonic() - begin  # the pace shown is that of training
+        for pace in (self.since_line, self.since_row):
+            pace.begin += time.monotonic() - begin  # it is that of training
 
     def _judge(self, envs: VectorEnv[Any, Any, Any]) -> Metrics:
         """The quality of the agent's world model, where it has one and has begun to learn it."""
@@ -498,7 +505,7 @@ class Trainer:
         agent_state, step = self.agent.state_dict(), self.driver.env_steps
         self.checkpoints.save(step, agent_state, suspend(self, env_states), self.replay, self._about())
         write_status(self.checkpoints.directory, "running", **self.totals())
-        self.saved_at, self.score = time.monotonic(), None
+        self.saved_at = time.monotonic()
 
     def _about(self) -> dict[str, Any]:
         """What a checkpoint says of itself."""

@@ -69,7 +69,7 @@ def device() -> dict[str, Any]:
         "device": f"cuda: {torch.cuda.get_device_name()}" if has_cuda else "cpu",
         "platform": platform.platform(),
         "physical_cores": physical_cores(),
-        "threads": int(threads) if threads else 1,
+        "threads": int(threads) if threads and threads.isdecimal() else 1,
     }
 
 

@@ -100,7 +100,7 @@ def choose_device(name: str) -> str:
     """`auto` is CUDA where PyTorch sees it, else the CPU.
 
     Raises:
-        UserError: CUDA was asked for by name and is not there.
+        UserError: CUDA was asked for by name and is not there, or what was asked for is neither CUDA nor the CPU.
     """
     import torch
 
@@ -108,6 +108,8 @@ def choose_device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cpu" and not name.startswith("cuda"):
+        raise UserError(f"--device {name}: use auto, cpu or cuda (the second GPU is cuda:1)")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             f"--device {name}: PyTorch {torch.__version__} sees no CUDA device; use --device cpu, "

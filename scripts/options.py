@@ -275,6 +275,9 @@ def _checked(options: Options[Any, Any]) -> Options[Any, Any]:
         "--training.log-every": (loop.log_every, 1),
         "--training.eval-episodes": (loop.eval_episodes, 1),
         "--training.eval-limit": (loop.eval_limit, 1),
+        "--training.eval-probes": (loop.eval_probes, 0),
+        "--training.prefill": (loop.prefill, 0),
+        "--training.pretrain": (loop.pretrain, 0),
         "--training.final-episodes": (loop.final_episodes, 1),
         "--training.checkpoint-every": (loop.checkpoint_every, 0),
     }

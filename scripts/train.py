@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 
 import envs
 from agents import make_agent
-from mbrl.checkpoint import Checkpoint, flatten
+from mbrl.checkpoint import Checkpoint, flatten, latest
 from mbrl.commit import git_commit
 from mbrl.driver import read_action_repeat
 from mbrl.errors import UserError
@@ -27,7 +26,7 @@ from mbrl.interfaces import Agent, OwnLoop
 from mbrl.logger import Logger
 from mbrl.replay import Replay
 from mbrl.report import write_report
-from mbrl.run import only_writer, write_atomically
+from mbrl.run import only_writer
 from mbrl.screen import Screen
 from mbrl.spaces import ActionSpec, check_observation_space, is_image
 from mbrl.training import EnvStates, Result, train
@@ -40,10 +39,7 @@ RUN_FILES = ("config.yaml", "checkpoint", "metrics.jsonl", "status.json", ".lock
 
 
 def main(argv: list[str]) -> int:
-    options, resume = parse(argv)
-    if options.fresh:
-        start_over(options.directory)
-    return run(options, resume)
+    return run(*parse(argv))
 
 
 def run(options: Options[Any, Any], resume: Checkpoint | None) -> int:
@@ -72,46 +68,51 @@ def run(options: Options[Any, Any], resume: Checkpoint | None) -> int:
         agent = make_agent(options.agent, options.config, space, actions, compute.device)
         action_size, latents = ActionSpec.of(actions).size, agent.latent_spec()
         space = check_observation_space(space)
+        decisions = math.ceil(config.steps / read_action_repeat(train_envs))
         if isinstance(agent, OwnLoop):
-            decisions = math.ceil(config.steps / read_action_repeat(train_envs))
             replay = cast(Replay, agent.memory(options.num_envs, decisions))
         else:
             replay = Replay(space, action_size, options.num_envs, latents, config.replay, options.seed, compute.device)
         computed = f"{compute}   {processes}".rstrip()
-        lines = [*header(options, agent, replay, computed), *differences(options, resume)]
+        lines = [*header(options, agent, replay, computed, decisions), *differences(options, resume)]
         resume_step, wall = (None, 0.0) if resume is None else (resume.step, resume.wall)
-        with (
-            only_writer(directory),  # before anything there is touched
-            Logger(directory, resume_step, wall_offset=wall, sinks=options.sinks, commit=git_commit()) as log,
-            Screen(lines) as screen,
-        ):
-            write_atomically(directory / "config.yaml", yaml.safe_dump(options.plain(), sort_keys=False))
-            result = train(
-                agent,
-                train_envs,
-                replay,
-                config,
-                log,
-                eval_envs=eval_envs,
-                directory=directory,
-                seed=options.seed,
-                screen=screen,
-                resume=resume,
-                env_states=cast(EnvStates, envs),
-                run_config=options.plain(),
-            )
-            screen.heartbeat("writing the report")
-            screen.close(finish(options, agent, result))
+        if options.fresh:
+            check_is_run(directory)
+        with only_writer(directory):  # before anything there is touched
+            if not options.fresh:
+                check_unchanged(directory, resume)
+            log = Logger(directory, resume_step, wall_offset=wall, sinks=options.sinks, commit=git_commit())
+            if options.fresh:
+                start_over(directory)
+            with log, Screen(lines) as screen:
+                result = train(
+                    agent,
+                    train_envs,
+                    replay,
+                    config,
+                    log,
+                    eval_envs=eval_envs,
+                    directory=directory,
+                    seed=options.seed,
+                    screen=screen,
+                    resume=resume,
+                    env_states=cast(EnvStates, envs),
+                    run_config=options.plain(),
+                )
+                screen.heartbeat("writing the report")
+                screen.close(finish(options, agent, result))
     finally:
         train_envs.close()
         eval_envs.close()
     return 0 if result.signal is None else 128 + result.signal
 
 
-def header(options: Options[Any, Any], agent: Agent, replay: Replay, computed: str) -> list[str]:
+def header(
+    options: Options[Any, Any], agent: Agent, replay: Replay, computed: str, decisions: int
+) -> list[str]:
     """What is about to happen: what is seen, what acts, what it will take."""
     config = options.train_config
-    steps = min(replay.capacity * options.num_envs, config.steps)
+    steps = min(replay.capacity * options.num_envs, decisions)
     needed, free = steps * replay.bytes_per_step, free_memory()
     budget = f"{write_count(config.steps)} env steps"
     if config.minutes is not None:
@@ -170,21 +171,37 @@ def finish(options: Options[Any, Any], agent: Agent, result: Result) -> list[str
     ]
 
 
-def start_over(directory: Path) -> None:
-    """Remove the run that is there, and nothing else.
+def check_is_run(directory: Path) -> None:
+    """That what ``--fresh`` is to remove is a run.
 
     Raises:
-        UserError: what is there is not a run, or somebody is training in it.
+        UserError: it is something else.
     """
-    if not directory.exists():
-        return
-    if any(directory.iterdir()) and not any((directory / name).exists() for name in RUN_FILES):
+    names = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    if names and not names & set(RUN_FILES):
         raise UserError(
             f"{directory} does not look like a run; --fresh will not remove it. Remove it yourself"
         )
-    with only_writer(directory):
+
+
+def check_unchanged(directory: Path, resume: Checkpoint | None) -> None:
+    """That the run, which nobody else can write to any more, is still where this command found it.
+
+    Raises:
+        UserError: another process has saved it since then.
+    """
+    found = latest(directory)
+    if found and (resume is None or found.path != resume.path):
+        raise UserError(f"the run in {directory} went on while this command began; give the same command again")
+
+
+def start_over(directory: Path) -> None:
+    """Remove the run that is there, but for the lock on it."""
+    rest = [path for path in directory.iterdir() if path.name != ".lock"]
+    if rest:
         print(f"--fresh: removing the run in {directory}", file=sys.stderr)
-        shutil.rmtree(directory)
+    for path in rest:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def size(number: float) -> str:

@@ -140,8 +140,11 @@ def test_run_directory_of_another_format(run_copy: Path, capsys: pytest.CaptureF
 
 
 def test_another_size_of_model(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_copy / "CartPole-v1/dreamer/seed0"
+    before = [(run / name).read_bytes() for name in ("config.yaml", "status.json", "metrics.jsonl")]
     message = refused(capsys, *train(run_copy, "CartPole-v1", "--config.model.units", "24"))
     assert "--fresh" in message
+    assert [(run / name).read_bytes() for name in ("config.yaml", "status.json", "metrics.jsonl")] == before
 
 
 def test_corrupted_checkpoint_without_another(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,6 +199,9 @@ def test_non_finite_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--training.eval-every", "-1"], "--training.eval-every"),
         (["--config.learning-rate", "1"], "--config.learning-rate"),
         (["--device", "cuda:99"], "cuda"),
+        (["--device", "mps"], "use auto, cpu or cuda"),
+        (["--training.eval-probes", "-1"], "--training.eval-probes"),
+        (["--training.replay.capacity", "-1"], "--training.replay.capacity"),
         (["--sinks", "paper"], "tensorboard"),
     ],
 )

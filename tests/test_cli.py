@@ -4,13 +4,18 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from commands import SHORT, TINY, refused
 
+from mbrl import commit
+from mbrl.checkpoint import latest
+from mbrl.errors import UserError
 from scripts import options
 from scripts.main import COMMANDS, main
+from scripts.train import check_unchanged
 
 # ---- commands ----------------------------------------------------------------------------------
 
@@ -196,6 +201,42 @@ def test_fresh_leaves_what_is_not_a_run(tmp_path: Path, capsys: pytest.CaptureFi
     precious.touch()
     message = refused(capsys, "train", "CartPole-v1", "--runs-dir", str(tmp_path), "--fresh")
     assert "does not look like a run" in message and precious.exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--sinks", "paper"], ["--device", "mps"], ["--config.actor-gradient", "none"]], ids=" ".join
+)
+def test_fresh_removes_nothing_for_a_command_that_is_refused(
+    wrong: list[str], run_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(capsys, "train", "CartPole-v1", "--runs-dir", str(run_copy), *TINY, "--fresh", *wrong)
+    assert latest(run_copy / "CartPole-v1/dreamer/seed0") is not None
+
+
+def test_a_run_that_went_on_meanwhile_is_not_overwritten(run_copy: Path) -> None:
+    directory = run_copy / "CartPole-v1/dreamer/seed0"
+    found = latest(directory)
+    assert found is not None
+    check_unchanged(directory, found)
+    check_unchanged(run_copy / "elsewhere", None)
+    older = replace(found, path=found.path.with_name("000000000001"))
+    for seen in (older, None):
+        with pytest.raises(UserError, match="went on while"):
+            check_unchanged(directory, seen)
+
+
+def test_the_commit_of_a_project_that_the_package_is_installed_in_is_not_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "commit.py"
+    file.touch()
+    monkeypatch.setattr(commit, "__file__", str(file))
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    assert commit.git_commit() is None
+    subprocess.run(["git", "add", "commit.py"], cwd=tmp_path, check=True)
+    assert commit.git_commit() is not None
 
 
 # ---- mbrl evaluate -----------------------------------------------------------------------------

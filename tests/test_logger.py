@@ -101,6 +101,16 @@ def test_a_new_run_does_not_mix_with_an_old_one(tmp_path):
     assert lines(tmp_path / "metrics.jsonl.old") == [{"step": 5, "value": 1}]
 
 
+def test_nothing_is_touched_before_the_first_line(tmp_path):
+    with Logger(tmp_path, sinks=()) as log:
+        log.scalars(5, {"value": 1.0})
+    for resume_step in (None, 2):
+        with Logger(tmp_path, resume_step):
+            pass
+    assert [path.name for path in tmp_path.iterdir() if "old" in path.name or "events" in path.name] == []
+    assert lines(tmp_path / "metrics.jsonl") == [{"step": 5, "value": 1}]
+
+
 def test_tensorboard_forgets_what_ran_ahead(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -71,7 +71,7 @@ def run(tmp_path):
     config = {"env": "CartPole-v1", "agent": "dreamer", "seed": 0, "config": {"lr": 0.25, "text": "<b>&"}}
     (directory / "config.yaml").write_text(yaml.safe_dump(config))
     command = "/somewhere/bin/mbrl train CartPole-v1 --steps 300"
-    status = {"state": "finished", "seconds": 90.0, "command": command}
+    status = {"state": "finished", "seconds": 90.0, "command": command, "continued_with": ["mbrl train --steps 310"]}
     (directory / "status.json").write_text(json.dumps({**status, "versions": {"torch": "9.8.7"}}))
     write_gif(directory / "dream.gif", frames(3), fps=5)
     return directory
@@ -83,7 +83,8 @@ def test_a_page_with_everything_in_it(run):
     text = path.read_text()
     page = Page(text)
     headline = ["CartPole-v1, dreamer, seed 0", "32.0 ± 1.0", "2 episodes", "7.00 ± 0.00", "1m30"]
-    origin = ["mbrl train CartPole-v1 --steps 300", "versions.torch", "9.8.7", "config.lr", "0.25", "<b>&"]
+    commands = "mbrl train CartPole-v1 --steps 300\nmbrl train --steps 310"
+    origin = [commands, "versions.torch", "9.8.7", "config.lr", "0.25", "<b>&"]
     for expected in [*headline, *origin, "prediction error"]:
         assert expected in page.text, expected
     assert "405" not in page.text and "somewhere" not in page.text  # no best score, no local path

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from toys import Counting, Seeded, ToyAgent, make_agent, make_replay
 
 import envs as environments
@@ -257,6 +258,40 @@ def test_damaged_experience_costs_the_experience_alone(tmp_path: Path) -> None:
     assert result.env_steps == CONFIG.steps and len(replay) < 60
 
 
+def test_damaged_experience_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is gathered in its place is stored whole, and continued from."""
+    monkeypatch.setattr("mbrl.replay.CHUNK", 8)
+    run(tmp_path, act_at=40)
+    chunk = tmp_path / "replay/chunk-000001.npz"
+    old = chunk.read_bytes()
+    chunk.write_bytes(old[:50])
+    first, _, _ = run(tmp_path, act_at=30)
+    assert first.interrupted and "experience is damaged" in first.notes[0]
+    assert (tmp_path / "replay-damaged/chunk-000001.npz").read_bytes() == old[:50]
+    second, _, replay = run(tmp_path)
+    assert not second.notes and not second.interrupted
+    assert len(replay) >= 30 + CONFIG.steps - first.env_steps
+
+
+def test_a_finished_run_that_is_asked_for_with_what_does_not_fit_stays_as_it_was(tmp_path: Path) -> None:
+    run(tmp_path, run_config={"size": 1})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match="number of environments"):
+        run(tmp_path, n=2, run_config={"size": 2})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"size": 1}
+
+
+def test_the_commands_that_made_a_run_are_kept_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part, arguments in enumerate((["--a"], ["--a"], ["--b"], ["--a"])):
+        monkeypatch.setattr("sys.argv", ["mbrl", *arguments])
+        run(tmp_path, act_at=10 if part < 3 else -1)
+    status = read_status(tmp_path)
+    assert status["command"] == "mbrl --a" and status["continued_with"] == ["mbrl --b", "mbrl --a"]
+
+
 def test_other_runs_and_other_agents_are_refused(tmp_path: Path) -> None:
     run(tmp_path, act_at=30)
     with pytest.raises(UserError, match=r"number of environments: 1 there, 2 now.*--fresh"):
@@ -294,14 +329,24 @@ def test_settings_that_changed_are_named_and_the_new_ones_hold(tmp_path: Path) -
     assert result.notes == ["agent.lr was 0.1, continues with 0.2"]
 
 
+class Kept:
+    """A replay whose manifest is all there is to it."""
+
+    def save(self, directory: Path, checkpoint: Path) -> dict[str, Any]:
+        directory.mkdir(exist_ok=True)
+        return {}
+
+
+def test_a_step_that_is_saved_often_keeps_its_newest(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, {}, starting=True)
+    for n in range(6):
+        checkpoints.save(7, {"model": {}}, {}, Kept(), {"wall": float(n)})
+        newest = latest(tmp_path)
+        assert newest is not None and newest.wall == n
+    assert len(list((tmp_path / "checkpoint").iterdir())) == 2
+
+
 def test_the_last_two_and_the_best_are_kept(tmp_path: Path) -> None:
-    class Kept:
-        """Its manifest is all there is to it."""
-
-        def save(self, directory: Path, checkpoint: Path) -> dict[str, Any]:
-            directory.mkdir(exist_ok=True)
-            return {}
-
     checkpoints = Checkpoints(tmp_path, {}, starting=True)
     for step, score in enumerate([None, 5.0, 9.0, None, 7.0, None, None]):
         checkpoints.save(step, {"model": {}}, {}, Kept(), {"wall": 0.0, "score": score})

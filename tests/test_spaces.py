@@ -79,6 +79,18 @@ def test_a_nested_action_by_hand() -> None:
     np.testing.assert_equal(found["speed"], [[2]])  # 2.4, rounded
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_actions_never_leave_their_bounds(dtype: Any) -> None:
+    """Whatever rounding does: an environment may refuse what its space does not contain."""
+    rng = np.random.default_rng(0)
+    low, high = np.sort(rng.uniform(-3, 3, (2, 1000)).round(2), 0).astype(dtype)
+    space = spaces.Box(low, high, dtype=dtype)
+    for value, bound in ((-1.0, low), (1.0, high)):
+        [action] = ActionSpec.of(space).to_env(torch.full((1, 1000), value))
+        assert space.contains(action)
+        np.testing.assert_allclose(action, bound, rtol=1e-6, atol=1e-7)
+
+
 def test_infinite_bounds_are_replaced() -> None:
     inf = np.inf
     space = spaces.Box(np.array([-inf, -inf, 3, -1e38], np.float32), np.array([inf, 5, inf, 1e38], np.float32))

@@ -22,6 +22,7 @@ from agents import make_agent
 from mbrl.checkpoint import latest
 from mbrl.errors import UserError
 from mbrl.evaluation import evaluate
+from mbrl.progress import Pace
 from mbrl.training import Result, TrainConfig, Trainer, train
 
 SMALL = TrainConfig(
@@ -244,3 +245,30 @@ def test_a_random_agent_runs_on_a_real_environment() -> None:
     assert 200 <= result.env_steps <= 201
     assert 10 < np.mean(result.scores["sample"]) < 60
     envs.close()
+
+
+def test_each_lap_of_a_pace_begins_where_the_last_one_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 110.0
+    monkeypatch.setattr("mbrl.progress.time.monotonic", lambda: now)
+    pace = Pace(begin=100.0)
+    assert pace.seconds == 10 and pace.lap(20, 5) == (2.0, 0.5)
+    now = 114.0
+    assert pace.lap(32, 5) == (3.0, 0.0)
+
+
+def test_a_row_for_people_does_not_change_the_pace_that_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("mbrl.progress.time.monotonic", lambda: now)
+    envs, log = vector(), ListLog()
+    agent = toys.make_agent(envs)
+    trainer = Trainer(agent, envs, make_replay(agent, envs), SMALL, log, None, 0, None)
+    trainer.start()
+    trainer.since_line.begin = trainer.since_row.begin = now
+    trainer.advance(trainer.action)
+    now = 5.0
+    trainer._show({})
+    trainer.advance(trainer.action)
+    now = 10.0
+    trainer._show({})
+    trainer._write_metrics()
+    assert log.metrics[-1][1]["time/fps"] == 0.2
