@@ -42,7 +42,7 @@ class Finding:
 
 def findings(rows: Sequence[collect.Row], agent: str) -> Iterator[Finding]:
     """By task and step; an algorithm's published curves are those whose name is ``agent`` or begins with 'AGENT ('."""
-    curves, _ = read_curves([row for row in rows if row["agent"] == agent and row["mode"] == "mode"], set())
+    curves, _ = read_curves([row for row in rows if row["agent"] == agent and row["mode"] == "mode"])
     for (_, env), ours in curves.items():
         known = {name: curve for name, curve in published(env).items() if _is_like(name, curve, agent)}
         for step in ours.steps:

@@ -31,9 +31,23 @@ NUMBERS = {"seed": int, "step": int, "mean": float, "std": float, "episodes": in
 
 
 def read_entries(runs_dir: Path) -> list[Entry]:
-    """All runs at or below a directory, by environment, agent and seed."""
-    found = [entry for path in sorted(runs_dir.glob("**/status.json")) if (entry := read_entry(path.parent))]
-    return sorted(found, key=lambda entry: (entry["env"], entry["agent"], entry["seed"]))
+    """All runs at or below a directory, by environment, agent and seed.
+
+    Raises:
+        UserError: one seed of an agent on a task is there twice.
+    """
+    found: dict[tuple[str, str, int], tuple[Path, Entry]] = {}
+    for path in sorted(runs_dir.glob("**/status.json")):
+        if (entry := read_entry(path.parent)) is None:
+            continue
+        key = entry["env"], entry["agent"], entry["seed"]
+        if key in found:
+            raise UserError(
+                f"{found[key][0]} and {path.parent} are both {key[1]} on {key[0]} with seed {key[2]}; name only one of "
+                "the directories that they lie in"
+            )
+        found[key] = path.parent, entry
+    return [entry for _, (_, entry) in sorted(found.items(), key=lambda item: item[0])]
 
 
 def read_entry(run: Path) -> Entry | None:
@@ -136,7 +150,7 @@ def read_scores(path: Path) -> list[Row]:
             raise UserError(f"{path} lacks the columns {', '.join(missing)}; scores.csv has {', '.join(COLUMNS)}")
         try:
             return [{**row, **{name: kind(row[name]) for name, kind in NUMBERS.items()}} for row in reader]
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # TypeError: a line that ends too soon
             raise UserError(f"{path} holds something that is not a number: {error}") from error
 
 

@@ -75,8 +75,8 @@ def catching_up(summary: Summary, theirs: str) -> str:
         return ""
     step, value = reached[0]
     return (
-        f"The mean of {ours} over {len(summary.common)} tasks is at {value:.2f} after {step:,.0f} steps; "
-        f"that of {theirs} at {end.value:.2f} after {budget:,.0f}."
+        f"Averaged over the {len(summary.common)} tasks, {ours} scores {value:.2f} after {step:,.0f} steps; {theirs} "
+        f"scores {end.value:.2f} after {budget:,.0f}."
     )
 
 

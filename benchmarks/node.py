@@ -111,9 +111,9 @@ def _sweep(root: Path) -> None:
     for place in root.iterdir():
         if not place.is_dir():
             continue
-        with (place / ".alive").open("w") as alive:
-            try:
+        try:
+            with (place / ".alive").open("w") as alive:
                 fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            shutil.rmtree(place, ignore_errors=True)  # its training may just be saving in vain
+                shutil.rmtree(place, ignore_errors=True)  # its training may just be saving in vain
+        except (BlockingIOError, FileNotFoundError):  # in use, or a neighbour has just removed it
+            continue

@@ -36,7 +36,8 @@ def published_table(summary: Summary) -> Table | None:
     header = ("published", *(f"{step:,.0f}" for step in steps), f"{reached.value:.2f} after")
     kinds = "; ".join(f"{name}: {text}" for name, text in PROTOCOLS.items())
     note = f"Means of the same {len(tasks)} tasks as others published them (benchmarks/reference/), not measured here. "
-    note += f"Nothing is interpolated. {kinds}. Last: when they come to where {summary.agents[0]} is after {end:,.0f}. "
+    note += f"Nothing is interpolated. {kinds}. "
+    note += f"Last column: the first published step with {summary.agents[0]}'s score after {end:,.0f}. "
     note += "Agents that were not published on all of these tasks are left out."
     return Table("Published by others", header, [row for _, _, row in sorted(rows)], note)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,16 +60,6 @@ class StepsRatio:
     n: int
     tasks: int
     left_out: int
-
-    def __str__(self) -> str:
-        if math.isnan(self.value):
-            return "unknown (neither reached it)"
-        bound = f"{self.censored} " if self.censored in ("at least", "at most") else ""
-        text = bound + str(Interval(self.value, self.low, self.high, self.n))
-        notes = ["each reached it where the other did not: no bound"] if self.censored == "neither bound" else []
-        if self.left_out:
-            notes.append(f"neither reached it in {self.left_out} of {self.tasks + self.left_out} tasks")
-        return f"{text} ({'; '.join(notes)})" if notes else text
 
 
 def interval_of_mean(scores: np.ndarray, confidence: float = 0.95, replicates: int = 10_000, seed: int = 0) -> Interval:
@@ -188,8 +179,8 @@ def steps_to_threshold(steps: np.ndarray, returns: np.ndarray, threshold: float)
 def ratio_of_steps(
     ours: Sequence[np.ndarray],
     theirs: Sequence[np.ndarray],
-    budget_ours: float,
-    budget_theirs: float,
+    budget_ours: float | Sequence[float],
+    budget_theirs: float | Sequence[float],
     confidence: float = 0.95,
     replicates: int = 2000,
     seed: int = 0,
@@ -197,8 +188,8 @@ def ratio_of_steps(
     """How many times fewer steps `ours` needs than `theirs`; above 1 is in favour of `ours`.
 
     Each list has one (runs,) array a task, from steps_to_threshold: inf is a run that did not reach the threshold
-    within its agent's budget (censored), which is the step of its last evaluation. A task's ratio is
-    median(theirs) / median(ours); the value is the geometric mean of the tasks' ratios.
+    within its agent's budget (censored), which is the step of its last evaluation: one for all tasks, or one for
+    each. A task's ratio is median(theirs) / median(ours); the value is the geometric mean of the tasks' ratios.
 
     Censored runs count: they stand last in the order from which the median is taken, so a median is known as long
     as more than half of the runs reached the threshold. A median is censored where it depends on a run that did not
@@ -209,7 +200,7 @@ def ratio_of_steps(
         "at least"       theirs are, in some task, and ours are not: a lower bound
         "at most"        ours are, in some task, and theirs are not: an upper bound
         "neither bound"  theirs in one task, ours in another: no bound. Here censored runs of ours count with the
-                         larger of the two budgets, so that a small budget is no advantage
+                         larger of the task's two budgets, so that a small budget is no advantage
         "unknown"        in no task did either median reach the threshold: value and interval are NaN
 
     A task where both medians are censored says nothing about the ratio: it is left out and counted in `left_out`.
@@ -220,56 +211,57 @@ def ratio_of_steps(
     `high` inf where censored runs leave that end open. NaN where a task has a single run of either agent.
     """
     _check_same_tasks(ours, theirs)
-    budgets = (budget_ours, budget_theirs)
-    pairs = [tuple(_check_steps(run, limit) for run, limit in zip(pair, budgets)) for pair in zip(ours, theirs)]
-    known = [(a, b) for a, b in pairs if np.isfinite(np.median(a)) or np.isfinite(np.median(b))]
-    left_out = len(pairs) - len(known)
-    n = min(len(runs) for pair in pairs for runs in pair)
+    budgets = (np.broadcast_to(budget, len(ours)) for budget in (budget_ours, budget_theirs))
+    tasks = [_Timed(_check_steps(a, p), _check_steps(b, q), p, q) for a, b, p, q in zip(ours, theirs, *budgets)]
+    known = [task for task in tasks if np.isfinite(np.median(task.ours)) or np.isfinite(np.median(task.theirs))]
+    left_out = len(tasks) - len(known)
+    n = min(min(len(task.ours), len(task.theirs)) for task in tasks)
     if not known:
         return StepsRatio(math.nan, math.nan, math.nan, "unknown", n, 0, left_out)
-    ours_censored = any(np.isinf(np.median(a)) for a, _ in known)
-    theirs_censored = any(np.isinf(np.median(b)) for _, b in known)
+    ours_censored = any(np.isinf(np.median(task.ours)) for task in known)
+    theirs_censored = any(np.isinf(np.median(task.theirs)) for task in known)
     censored = {
         (False, False): "",
         (False, True): "at least",
         (True, False): "at most",
         (True, True): "neither bound",
     }[ours_censored, theirs_censored]
-    cap = max(budgets) if censored == "neither bound" else budget_ours
-    logs = [np.log(np.median(_at(b, budget_theirs)) / np.median(_at(a, cap))) for a, b in known]
+    logs = []
+    for a, b, budget_a, budget_b in known:
+        cap = max(budget_a, budget_b) if censored == "neither bound" else budget_a
+        logs.append(np.log(np.median(_at(b, budget_b)) / np.median(_at(a, cap))))
     value = float(np.exp(np.mean(logs)))
     if n == 1:
         return StepsRatio(value, math.nan, math.nan, censored, n, len(known), left_out)
-    low, high = _interval_of_ratio(known, budgets, confidence, replicates, seed)
+    low, high = _interval_of_ratio(known, confidence, replicates, seed)
     return StepsRatio(value, low, high, censored, n, len(known), left_out)
 
 
-def area_under_curve(steps: np.ndarray, returns: np.ndarray) -> np.ndarray:
-    """Mean return over training (runs,): the area under the evaluations by the trapezoid rule over the last step.
+class _Timed(NamedTuple):
+    """One task's steps to the threshold (runs,), and the budgets within which they were looked for."""
 
-    From step 0 to the first evaluation the first evaluation's return is taken.
-    """
-    steps, returns = _curves(steps, returns)
-    steps = np.concatenate([[0.0], steps])
-    returns = np.concatenate([returns[:, :1], returns], axis=1)
-    return (np.diff(steps) * (returns[:, 1:] + returns[:, :-1]) / 2).sum(1) / steps[-1]
+    ours: np.ndarray
+    theirs: np.ndarray
+    budget_ours: float
+    budget_theirs: float
 
 
 def _interval_of_ratio(
-    pairs: Sequence[tuple[np.ndarray, ...]], budgets: tuple[float, float], confidence: float, replicates: int, seed: int
+    tasks: Sequence[_Timed], confidence: float, replicates: int, seed: int
 ) -> tuple[float, float]:
     rng = np.random.default_rng(seed)
     worst, best = np.zeros(replicates), np.zeros(replicates)  # sums of log ratios
-    for pair in pairs:
+    for *pair, budget_ours, budget_theirs in tasks:
         drawn = [runs[rng.integers(len(runs), size=(replicates, len(runs)))] for runs in pair]
         never_ours, never_theirs = (np.log(np.median(runs, axis=1)) for runs in drawn)
-        ours, theirs = (np.log(np.median(_at(runs, limit), axis=1)) for runs, limit in zip(drawn, budgets))
+        budgets = (budget_ours, budget_theirs)
+        ours, theirs = (np.log(np.median(_at(runs, budget), axis=1)) for runs, budget in zip(drawn, budgets))
         worst += theirs - never_ours
         best += never_theirs - ours
     ends = _ends(confidence)
     low = np.quantile(worst, ends[0], method="lower")  # interpolation between infinities is NaN
     high = np.quantile(best, ends[1], method="higher")
-    return float(np.exp(low / len(pairs))), float(np.exp(high / len(pairs)))
+    return float(np.exp(low / len(tasks))), float(np.exp(high / len(tasks)))
 
 
 def _at(steps: np.ndarray, budget: float) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,9 +51,8 @@ class Curves:
     """(runs, T) floating-point operations of the updates until then; NaN where they were not counted."""
 
     def at(self, step: float) -> Array:
-        """(runs,) scores of the last evaluation until ``step``."""
-        known = np.flatnonzero(self.steps <= step)
-        return self.returns[:, known[-1] if len(known) else 0]
+        """(runs,) scores of the last evaluation until ``step``, which is not before the first one."""
+        return self.returns[:, np.flatnonzero(self.steps <= step)[-1]]
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,8 @@ class Steps:
     task: Task
     runs: dict[str, Array]
     """(runs,); inf: not within the budget."""
+    budgets: dict[str, float]
+    """The last step at which it was looked."""
 
     def median(self, agent: str) -> float:
         return float(np.median(self.runs[agent]))
@@ -119,7 +120,12 @@ class Comparison:
     probability: Interval
     """That a run of ours scores higher than a run of theirs."""
     lost: list[str]
-    """Tasks on which ours ends lower, or needs more steps, with the numbers."""
+    """Tasks on which ours is lower at the last step that both have come to, or needs more steps, with the numbers."""
+
+    @property
+    def ends(self) -> str:
+        """The last steps that both have come to: 25k, or 25k to 100k."""
+        return " to ".join(write_steps(end) for end in sorted({f(t.end for t in self.tasks) for f in (min, max)}))
 
 
 @dataclass(frozen=True)
@@ -146,18 +152,29 @@ class Summary:
         return [(step, statistics.aggregate(AGGREGATES[name], found)) for step, found in scores.items()]
 
 
-def summarise(title: str, rows: Sequence[Row], entries: Sequence[Entry], agents: Sequence[str]) -> Summary:
+def summarise(
+    title: str, rows: Sequence[Row], entries: Sequence[Entry], agents: Sequence[str], broken: Iterable[str] = ()
+) -> Summary:
     """``agents`` in order, the judged one first; those without a score are left out.
+
+    Args:
+        broken: runs, as 'ENV AGENT seedK', that ended before they should have, beside those that say so themselves.
 
     Raises:
         UserError: nothing was evaluated.
     """
-    broken = {_name(entry) for entry in entries if entry["status"].get("state") == "failed"}
-    found, left_out = read_curves([row for row in rows if row["mode"] == "mode"], broken)
+    found, left_out = read_curves([row for row in rows if row["mode"] == "mode"], entries, broken)
     known = [agent for agent in agents if any(agent == key[0] for key in found)]
     if not known:
         raise UserError("these runs have no evaluation yet; let them run on, and make the report then")
     envs = list(dict.fromkeys(env for agent, env in found if agent in known))
+    for env in list(envs):
+        curves = {agent: found[agent, env] for agent in known if (agent, env) in found}
+        if max(one.steps[0] for one in curves.values()) > min(one.steps[-1] for one in curves.values()):
+            envs.remove(env)
+            left_out.append(f"{env}: one agent's last evaluation is before another's first, so there is no comparison")
+    if not envs:
+        raise UserError(f"these runs have no step to be compared at: {'; '.join(left_out)}")
     seen = {entry["env"]: entry["config"].get("observe", "state") for entry in entries}
     tasks = [
         _task(env, {agent: found[agent, env] for agent in known if (agent, env) in found}, seen.get(env, "state"))
@@ -174,34 +191,56 @@ def summarise(title: str, rows: Sequence[Row], entries: Sequence[Entry], agents:
     return Summary(title, known, tasks, comparisons, aggregates, left_out)
 
 
-def read_curves(rows: Iterable[Row], broken: set[str]) -> tuple[dict[tuple[str, str], Curves], list[str]]:
-    """By agent and task. A run that broke before its end keeps its last score; an unfinished one is left out."""
+def read_curves(
+    rows: Iterable[Row], entries: Sequence[Entry] = (), broken: Iterable[str] = ()
+) -> tuple[dict[tuple[str, str], Curves], list[str]]:
+    """By agent and task, at the steps that all of their runs have; and which runs do not count, or not as they are.
+
+    A run that is finished counts. One that broke, or is named in ``broken``, keeps its last score up to where it was
+    to come. Any other counts where no seed has come further, and else not.
+    """
     runs: dict[tuple[str, str], dict[int, dict[float, Point]]] = defaultdict(lambda: defaultdict(dict))
+    grids: dict[str, set[float]] = defaultdict(set)
     for row in rows:
         point = row["mean"], row["wall_s"], float(row.get("flops") or math.nan)
         runs[row["agent"], row["env"]][row["seed"]][snap(row["step"])] = point
+        grids[row["env"]].add(snap(row["step"]))
+    about = {_name(entry): entry for entry in entries}
+    states = {name: entry["status"].get("state") for name, entry in about.items()}
+    failed = {name for name, state in states.items() if state == "failed"} | set(broken)
+    scored = {f"{env} {agent} seed{seed}" for (agent, env), seeds in runs.items() for seed in seeds}
     found, left_out = {}, []
     for (agent, env), seeds in runs.items():
         end = max(max(points) for points in seeds.values())
-        short = {seed: max(points) for seed, points in seeds.items() if max(points) < end}
-        for seed, last in short.items():
-            name = f"{env} {agent} seed{seed}"
-            if name in broken:
-                grid = {step for points in seeds.values() for step in points if step > last}
-                seeds[seed] |= dict.fromkeys(grid, seeds[seed][last])
-                left_out.append(f"{name} broke after step {last:.0f}: its last score counts for all later steps")
-            else:
+        for seed, points in list(seeds.items()):
+            name, last = f"{env} {agent} seed{seed}", max(points)
+            if name in failed:
+                goal = max(end, _goal(about.get(name)))
+                points |= dict.fromkeys((step for step in grids[env] | {goal} if last < step <= goal), points[last])
+                if last < goal:
+                    left_out.append(f"{name} broke after step {last:.0f}: its last score counts for all later steps")
+            elif last < end and states.get(name) != "finished":
                 del seeds[seed]
                 left_out.append(f"{name} has come to step {last:.0f} of {end:.0f}: it does not count")
         steps = sorted(set.intersection(*(set(points) for points in seeds.values())))
+        if not steps:
+            left_out.append(f"{env} {agent}: its runs were evaluated at no step in common, so none counts")
+            continue
         values = np.array([[points[step] for step in steps] for points in seeds.values()], np.float64)
         found[agent, env] = Curves(tuple(seeds), np.array(steps, np.float64), *np.moveaxis(values, -1, 0))
+    for name in sorted((about.keys() | failed) - scored):
+        left_out.append(f"{name} {'broke before its first evaluation' if name in failed else 'was not evaluated yet'}")
     return found, left_out
 
 
+def _goal(entry: Entry | None) -> float:
+    """The step that a run was to come to; 0 where it is not known."""
+    return snap(entry["config"].get("training", {}).get("steps", 0)) if entry else 0.0
+
+
 def snap(step: float) -> float:
-    """Runs end some steps after their budget, as vectors and action repeat have it: three digits count."""
-    return float(f"{step:.3g}")
+    """Runs end some steps after their budget, as vectors and action repeat have it: three digits or thousands count."""
+    return float(f"{step:.{max(3, len(str(int(step))) - 3)}g}")
 
 
 def _name(entry: Entry) -> str:
@@ -230,17 +269,18 @@ def steps_of(task: Task, agents: Sequence[str]) -> Steps:
     """Steps to the target, seen at the evaluations that all agents share, and at each one's own beyond them."""
     shared = set.intersection(*(set(task.curves[agent].steps) for agent in agents))
     end = min(task.curves[agent].steps[-1] for agent in agents)
-    runs = {}
+    runs, budgets = {}, {}
     for agent in agents:
         curves = task.curves[agent]
         seen = np.array([not shared or step in shared or step > end for step in curves.steps])
         runs[agent] = statistics.steps_to_threshold(curves.steps[seen], curves.returns[:, seen], task.scale.target)
-    return Steps(task, runs)
+        budgets[agent] = float(curves.steps[seen][-1])
+    return Steps(task, runs, budgets)
 
 
 def _compare(ours: str, theirs: str, tasks: Sequence[Task]) -> Comparison | None:
     """None where they share no task."""
-    shared = [task for task in tasks if ours in task.curves and theirs in task.curves]
+    shared = [_pair(task, ours, theirs) for task in tasks if ours in task.curves and theirs in task.curves]
     if not shared:
         return None
     found = [steps_of(task, [ours, theirs]) for task in shared]
@@ -253,22 +293,24 @@ def _compare(ours: str, theirs: str, tasks: Sequence[Task]) -> Comparison | None
     return Comparison(ours, theirs, shared, _ratio(found, ours, theirs), ratios, means, better, lost)
 
 
+def _pair(task: Task, ours: str, theirs: str) -> Task:
+    """The task with these two alone: they are compared where both have come to."""
+    curves = {agent: task.curves[agent] for agent in (ours, theirs)}
+    return replace(task, curves=curves, end=min(float(one.steps[-1]) for one in curves.values()))
+
+
 def _ratio(found: Sequence[Steps], ours: str, theirs: str) -> StepsRatio:
-    """Over tasks of different budgets: steps in parts of our budget; theirs is the least that they have anywhere."""
-    budgets = [[float(steps.task.curves[agent].steps[-1]) for agent in (ours, theirs)] for steps in found]
-    limit = min(b / a for a, b in budgets)
-    parts = [[steps.runs[agent] / budget[0] for agent in (ours, theirs)] for steps, budget in zip(found, budgets)]
-    cut = [np.where(b > limit, math.inf, b) for _, b in parts]
-    return statistics.ratio_of_steps([a for a, _ in parts], cut, 1.0, limit)
+    a, b = ([steps.runs[agent] for steps in found] for agent in (ours, theirs))
+    budget_a, budget_b = ([steps.budgets[agent] for steps in found] for agent in (ours, theirs))
+    return statistics.ratio_of_steps(a, b, budget_a, budget_b)
 
 
 def _geometric_mean(found: Sequence[Steps], agent: str) -> tuple[float, bool]:
     """Of the medians, and whether one of them is censored."""
     medians = []
     for steps in found:
-        budget = steps.task.curves[agent].steps[-1]
         runs = steps.runs[agent]
-        medians.append(float(np.median(np.where(np.isinf(runs), budget, runs))))
+        medians.append(float(np.median(np.where(np.isinf(runs), steps.budgets[agent], runs))))
     censored = any(math.isinf(steps.median(agent)) for steps in found)
     return (float(np.exp(np.mean(np.log(medians)))) if medians else math.nan), censored
 
@@ -277,7 +319,8 @@ def _lost(task: Task, ours: str, theirs: str, ratio: StepsRatio) -> str:
     a, b = task.final(ours), task.final(theirs)
     gap = statistics.difference_of_means(a, b)
     noise = ", within the noise of the seeds" if gap.high >= 0 else ""
-    reasons = [f"{a.mean():.4g} against {b.mean():.4g} at the end{noise}"] if gap.value < 0 else []
+    scores = f"{a.mean():.4g} against {b.mean():.4g} after {write_steps(task.end)} steps{noise}"
+    reasons = [scores] if gap.value < 0 else []
     if ratio.value < 1:
         reasons.append(f"{1 / ratio.value:.2g} times the steps to {task.scale.target:.4g}")
     return f"{task.env} ({', '.join(reasons)})" if reasons else ""
@@ -294,11 +337,13 @@ def target_name(tasks: Sequence[Task]) -> str:
 
 def headline(pair: Comparison, suite: str) -> str:
     """One sentence, with comparator, tasks, and what is not known."""
-    where = pair.tasks[0].env if len(pair.tasks) == 1 else f"{len(pair.tasks)} tasks ({suite})"
+    count, left_out = len(pair.tasks), pair.ratio.left_out
+    where = pair.tasks[0].env if count == 1 else f"{count} tasks ({suite})"
     target = target_name(pair.tasks)
     if math.isnan(pair.ratio.value):
         return f"Neither {pair.ours} nor {pair.theirs} reaches {target} on {where} within the budget."
     ours, theirs = (_steps_text(*pair.steps[agent]) for agent in (pair.ours, pair.theirs))
+    where = f"{count - left_out} of {where}; elsewhere neither reaches it" if left_out else where
     return f"{pair.ours} reaches {target} in {ours} steps, {pair.theirs} in {theirs}: {times(pair.ratio)}, on {where}."
 
 
@@ -314,8 +359,7 @@ def times(ratio: StepsRatio) -> str:
     prefix = f"{bound} " if bound in ("at least", "at most") else ""
     interval = "(n=1: no interval)" if ratio.n == 1 else f"[{_factor(low)}, {_factor(high)}]"
     doubt = ", each where the other did not reach it: no bound" if bound == "neither bound" else ""
-    left = f", without {ratio.left_out} where neither reached it" if ratio.left_out else ""
-    return f"{prefix}{_factor(value)} {word} {interval}{doubt}{left}"
+    return f"{prefix}{_factor(value)} {word} {interval}{doubt}"
 
 
 def short_ratio(ratio: StepsRatio) -> str:

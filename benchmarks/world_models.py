@@ -64,7 +64,7 @@ def _table(agent: str, tasks: Judged) -> Table:
             _single(runs, "continue_accuracy"),
             _single(runs, "ends_foreseen"),
             number(float(true.mean())),
-            str(interval_of_mean(gap)),
+            str(interval_of_mean(gap)) if np.isfinite(gap).all() else "-",
         ))  # fmt: skip
     header = (
         "task", "error", "reward error", "coverage", "continue", "ends foreseen", "true return",

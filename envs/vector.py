@@ -9,7 +9,7 @@ N environments. The parent decides who steps and who resets; a worker only does 
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,12 +94,11 @@ class RestartingVectorEnv(VectorEnv[Any, Any, Any]):
         for i in rows:
             self._seeds[i] = self._seeds[i] if seeds[i] is None else seeds[i]
             self._begin_reset(i, seeds[i], options)
-        infos: dict[str, Any] = {}
-        for i, (obs, info) in self._end_resets(rows, options).items():
+        infos: dict[int, dict[str, Any]] = {}
+        for i, (obs, infos[i]) in self._end_resets(rows, options).items():
             self._obs[i] = obs
-            infos = self._add_info(infos, info, i)
         self._done[rows] = False
-        return self._batch(), self._tell(infos, rows)
+        return self._batch(), merge(self._tell(infos, rows), self.num_envs)
 
     def step(self, actions: Any) -> StepResult:
         """A row whose episode ended in the last step is reset; its action is ignored."""
@@ -120,13 +119,13 @@ class RestartingVectorEnv(VectorEnv[Any, Any, Any]):
             self._good[i] += 1
         results |= {i: (obs, 0.0, False, False, info) for i, (obs, info) in self._end_resets(resets).items()}
         rewards, ends = np.zeros(self.num_envs), np.zeros((2, self.num_envs), bool)
-        infos: dict[str, Any] = {}
+        infos: dict[int, dict[str, Any]] = {}
         for i, result in results.items():
-            self._obs[i], rewards[i], ends[0, i], ends[1, i], info = result
-            infos = self._add_info(infos, info, i)
+            self._obs[i], rewards[i], ends[0, i], ends[1, i], infos[i] = result
         ends[1, broken] = True
         self._done[:] = ends.any(0)
-        return self._batch(), rewards, ends[0], ends[1], self._tell(infos, range(self.num_envs))
+        infos = self._tell(infos, range(self.num_envs))
+        return self._batch(), rewards, ends[0], ends[1], merge(infos, self.num_envs)
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """A method of every environment, or an attribute's value.
@@ -208,12 +207,13 @@ class RestartingVectorEnv(VectorEnv[Any, Any, Any]):
             ) from fault.error
         self._untold.setdefault(i, []).append(fault.text)
 
-    def _tell(self, infos: dict[str, Any], rows: Iterable[int]) -> dict[str, Any]:
+    def _tell(self, infos: dict[int, dict[str, Any]], rows: Iterable[int]) -> dict[int, dict[str, Any]]:
         """Add what happened to these rows, and forget it."""
+        told = dict(infos)
         for i in rows:
             if texts := self._untold.pop(i, None):
-                infos = self._add_info(infos, {"env_restarts": len(texts), "env_fault": texts[-1]}, i)
-        return infos
+                told[i] = {**told.get(i, {}), "env_restarts": len(texts), "env_fault": texts[-1]}
+        return told
 
     def _other_seed(self, i: int) -> int | None:
         """For a new environment: of the vector's seed, but not the old one's, whose episodes would come again."""
@@ -259,6 +259,33 @@ class RestartingVectorEnv(VectorEnv[Any, Any, Any]):
         """The rows' observations as arrays (N, ...) that are the caller's."""
         spaces = self.single_observation_space.spaces.items()
         return {key: np.array([obs[key] for obs in self._obs], space.dtype) for key, space in spaces}
+
+
+def merge(infos: Mapping[int, dict[str, Any]], n: int) -> dict[str, Any]:
+    """The `info` of some of n rows in the form that Gymnasium's vectors give it: an array for each key, and under
+    `_key` the rows that have it. What does not fit into one array of numbers stands in one of objects."""
+    merged: dict[str, Any] = {}
+    for key in dict.fromkeys(key for info in infos.values() for key in info):
+        values = {i: info[key] for i, info in infos.items() if key in info}
+        nested = all(isinstance(value, dict) for value in values.values())
+        merged[key] = merge(values, n) if nested else _side_by_side(values, n)
+        merged[f"_{key}"] = np.isin(np.arange(n), list(values))
+    return merged
+
+
+def _side_by_side(values: Mapping[int, Any], n: int) -> np.ndarray[Any, Any]:
+    """(n, ...), zeros or None in the other rows."""
+    if all(isinstance(value, bool | int | float | np.generic | np.ndarray) for value in values.values()):
+        arrays = [np.asarray(value) for value in values.values()]
+        kind = np.result_type(*arrays) if all(array.dtype.kind in "biuf" for array in arrays) else None
+        if kind is not None and len({array.shape for array in arrays}) == 1:
+            numbers = np.zeros((n, *arrays[0].shape), kind)
+            numbers[list(values)] = arrays
+            return numbers
+    objects = np.full(n, None, object)
+    for i, value in values.items():
+        objects[i] = value
+    return objects
 
 
 def _spread(seed: Any, n: int) -> list[int | None]:

@@ -36,6 +36,9 @@ class FlatDict(gymnasium.Wrapper[Any, Any, Any, Any]):
     def __init__(self, env: Env) -> None:
         super().__init__(env)
         self._leaves = _leaves(env.observation_space, ())
+        keys = [key for key, *_ in self._leaves]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise EnvError(f"Two parts of the observation come to the same name, {twice[0]!r}; rename one of them.")
         self.observation_space = spaces.Dict({key: space for key, _, space, _ in self._leaves})
 
     def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[Obs, dict[str, Any]]:

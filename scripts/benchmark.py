@@ -36,8 +36,8 @@ STORED = Path(suites.__file__).parent / "results"
 def main(argv: list[str]) -> int:
     options = parse(argv)
     runs = plan(options)
-    stored = take_stored(options.stored, runs, options.runs_dir) if options.stored else []
-    check_same(runs)
+    stored = take_stored(options.stored, runs, options.suite, options.runs_dir) if options.stored else []
+    check_same(runs, options.suite)
     paces = known_paces(options.runs_dir)
     if options.dry_run:
         show_plan(runs, options.jobs or JOBS, paces)
@@ -111,7 +111,7 @@ def names(text: str) -> list[str]:
 def seeds(text: str) -> list[int]:
     """A number of seeds, or a list, which one comma makes it: '7,' is seed 7."""
     words = text.removesuffix(",").split(",")
-    if not all(word.isdigit() for word in words) or text == "0":
+    if not all(word.isdigit() for word in words) or ("," not in text and int(text) == 0):
         raise argparse.ArgumentTypeError(f"'{text}' is not a number of seeds, as 3, or a list of them, as 10,11,12")
     return list(range(int(text))) if "," not in text else list(dict.fromkeys(map(int, words)))
 
@@ -172,8 +172,8 @@ def able(env: str, agents: Sequence[str]) -> list[str]:
     Raises:
         EnvError: there is no such environment.
     """
-    made = envs.make_env(env)
-    spec = ActionSpec.of(made.action_space)
+    made = envs.make_envs(env, 1)
+    spec = ActionSpec.of(made.single_action_space)
     made.close()
     refused = {"continuous": bool(spec.choices), "discrete": bool(spec.continuous), "any": False}
     found = [agent for agent in agents if not refused[getattr(agent_class(agent), "actions", "any")]]
@@ -201,31 +201,36 @@ def evaluation_options(at: Sequence[int]) -> tuple[str, ...]:
     return ("--training.eval-every", "0", "--training.eval-at", *map(str, at))
 
 
-def check_same(runs: Sequence[Run]) -> None:
+def check_same(runs: Sequence[Run], suite: Suite) -> None:
     """Runs that are there already must be what is asked for now.
 
     Raises:
-        UserError: a run was made with another preset.
+        UserError: a run was made with another preset, or with other options.
     """
     for run in runs:
         path = run.directory / "config.yaml"
         stored = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-        if stored and stored.get("preset") != run.preset:
-            raise UserError(
-                f"{run.directory} was made with the preset {stored.get('preset')}, not {run.preset}; put these runs "
-                "elsewhere with --runs-dir"
-            )
+        for name, wanted in {"preset": run.preset, **suite.options}.items():
+            if stored and stored.get(name, wanted) != wanted:
+                raise UserError(
+                    f"{run.directory} was made with the {name} {stored[name]}, not {wanted}; put these runs "
+                    "elsewhere with --runs-dir"
+                )
 
 
-def take_stored(directory: Path, runs: Sequence[Run], runs_dir: Path) -> list[collect.Row]:
-    """Lay out those of the runs that are stored in a directory, finished and of the same preset; its rows.
+def take_stored(directory: Path, runs: Sequence[Run], suite: Suite, runs_dir: Path) -> list[collect.Row]:
+    """Lay out those of the runs that are stored in a directory, finished, of the same preset and options; its rows.
 
     Raises:
         UserError: nothing is stored there.
     """
     rows, entries = collect.read(directory)
     same = {(run.env, run.agent, run.seed, run.preset) for run in runs}
-    found = [entry for entry in entries if _key(entry) in same and entry["status"].get("step", 0) >= runs[0].steps]
+    found = [
+        entry for entry in entries
+        if _key(entry) in same and entry["status"].get("step", 0) >= runs[0].steps
+        and all(entry["config"].get(name, value) == value for name, value in suite.options.items())
+    ]  # fmt: skip
     written = collect.restore(found, runs_dir)
     print(f"{len(found)} of {len(runs)} runs are stored in {directory}; {len(written)} of them were not here yet")
     return rows
@@ -239,16 +244,16 @@ def _key(entry: collect.Entry) -> tuple[str, str, int, str]:
 
 
 def known_paces(runs_dir: Path) -> Paces:
-    """Of the stored results, and of the runs that are here."""
+    """Of the stored results, the newest of each task, and of the runs that are here."""
     paces = Paces()
-    files = filter(is_scores, sorted(STORED.glob("*/scores.csv")))
-    stored = [row for path in files for row in collect.read_scores(path)]
-    here = collect.rows_of(collect.read_entries(runs_dir))
-    for rows, add in ((stored, paces.know), (here, paces.learn)):
-        for row in rows:
-            if row["agent"] in AGENTS and row["wall_s"] > 0 and row["step"] > 0:
-                preset = row.get("preset") or preset_of(row["agent"], row["env"], None)
-                add(row["agent"], preset, row["env"], row["wall_s"] / row["step"])
+    stored = [entry for path in filter(is_scores, STORED.glob("*/scores.csv")) for entry in collect.read(path)[1]]
+    stored.sort(key=lambda entry: str(entry["status"].get("time", "")))
+    for entries, add in ((stored, paces.know), (collect.read_entries(runs_dir), paces.learn)):
+        for entry in entries:
+            agent, env, status = entry["agent"], entry["env"], entry["status"]
+            if agent in AGENTS and status.get("seconds") and status.get("step"):
+                preset = entry["config"].get("preset") or preset_of(agent, env, None)
+                add(agent, preset, env, status["seconds"] / status["step"])
     return paces
 
 
@@ -282,9 +287,11 @@ def show_plan(runs: Sequence[Run], jobs: int, paces: Paces) -> None:
 
 
 def report(outcome: Outcome, options: argparse.Namespace, stored: Sequence[collect.Row]) -> None:
-    """All seeds of these agents and tasks that are there, also those of earlier commands."""
+    """All seeds of these agents and tasks, with the same presets, that are there, also those of earlier commands."""
     there = collect.read_entries(options.runs_dir)
-    entries = [run for run in there if run["env"] in options.suite.envs and run["agent"] in options.agents]
+    asked = [run for run in there if run["env"] in options.suite.envs and run["agent"] in options.agents]
+    presets = [preset_of(run["agent"], run["env"], options.preset) for run in asked]
+    entries = [run for run, preset in zip(asked, presets) if run["config"].get("preset") == preset]
     path = options.report / "scores.csv"
     earlier = [*stored, *(collect.read_scores(path) if path.exists() else [])]
     rows = collect.write(options.report, entries, earlier)

@@ -48,7 +48,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1000, help="environment steps with random actions (1000)")
     parser.add_argument("--seconds", type=float, default=20.0, help="fewer steps, if they would take longer (20)")
     parser.add_argument("--patience", type=float, default=30.0, help="seconds after which a call has hung (30)")
-    parser.add_argument("--action-repeat", type=int, help="steps that each action is held for (dm_control 2, others 1)")
+    parser.add_argument("--action-repeat", type=int, help="steps of each action (dm_control 2, Atari 4, others 1)")
     parser.add_argument("--max-episode-steps", type=int, help="time limit in place of the environment's own")
     parser.add_argument("--observe", choices=("state", "pixels", "both"), default="state", help="as in mbrl train")
     parser.add_argument("--camera", help="as in mbrl train")

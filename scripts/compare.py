@@ -15,6 +15,7 @@ from benchmarks import collect
 from benchmarks.collect import Entry, Row
 from benchmarks.report import headlines, losses, write_report
 from benchmarks.summary import summarise
+from mbrl.errors import UserError
 
 Source = tuple[Path, list[Row], list[Entry]]
 
@@ -24,7 +25,10 @@ def main(argv: list[str]) -> int:
     sources = tell_apart([(path, *collect.read(path)) for path in dict.fromkeys(options.runs)])
     rows = [row for _, found, _ in sources for row in found]
     entries = [entry for _, _, found in sources for entry in found]
-    agents = options.agents or list(dict.fromkeys(row["agent"] for row in rows))
+    there = list(dict.fromkeys(row["agent"] for row in rows))
+    agents = options.agents or there
+    if missing := [agent for agent in agents if agent not in there]:
+        raise UserError(f"--agents: there is no {', '.join(missing)}; there are: {', '.join(there) or 'none'}")
     page = write_report(options.report, rows, entries, agents, options.title)
     collect.write_scores(options.report / "scores.csv", rows)
     summary = summarise(options.title, rows, entries, agents)

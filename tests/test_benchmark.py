@@ -1,10 +1,9 @@
-"""Benchmarks: every run is run, none twice and none lost; what they scored becomes a report that says it right."""
+"""Benchmarks: every run is run, none twice and none lost, and what they scored is collected."""
 
 import csv
 import fcntl
 import io
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -13,19 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from commands import refused
 
-from benchmarks import board, collect, runner
-from benchmarks.collect import Entry, Row
-from benchmarks.report import Failed, write_report
+from benchmarks import board, collect, runner, suites
 from benchmarks.runner import Outcome, Paces, Run, execute, makespan, position, seconds_left
-from benchmarks.summary import Summary, headline, read_curves, summarise
+from mbrl.errors import UserError
 from mbrl.run import is_being_written
 from scripts import benchmark
-from scripts.benchmark import able, is_scores, seeds
-from scripts.compare import tell_apart
+from scripts.benchmark import able, check_same, is_scores, known_paces, seeds
 from scripts.main import main
 
 ROOT = Path(__file__).parent.parent
@@ -214,11 +209,9 @@ def test_the_board_shows_every_run_that_trains(tmp_path: Path, monkeypatch: pyte
 def test_dry_run_prints_commands_and_hours_and_runs_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stored = tmp_path / "results/timed"
-    stored.mkdir(parents=True)
-    timed = [{**row, "preset": "laptop"} for row in rows_of("dreamer", WALK, FAST[0])]
-    collect.write_scores(stored / "scores.csv", timed)
-    monkeypatch.setattr(benchmark, "STORED", stored.parent)
+    make_run(tmp_path / "made/CartPole-v1/dreamer/seed3", seconds=100.0, step=10_000)
+    collect.write(tmp_path / "results/timed", collect.read_entries(tmp_path / "made"))
+    monkeypatch.setattr(benchmark, "STORED", tmp_path / "results")
     line = ["benchmark", "CartPole-v1,Pendulum-v1", "--agents", "dreamer,random", "--seeds", "2", "--dry-run"]
     assert main([*line, "--steps", "50k", "--runs-dir", str(tmp_path / "runs")]) == 0
     out = capsys.readouterr().out
@@ -292,8 +285,10 @@ def test_a_benchmark_from_the_command_to_the_report(tmp_path: Path, capsys: pyte
 
 
 def make_run(directory: Path, **status: Any) -> Path:
+    """``directory`` ends as .../<env>/dreamer/seed3."""
     directory.mkdir(parents=True)
-    (directory / "config.yaml").write_text("env: CartPole-v1\nagent: dreamer\npreset: laptop\nseed: 3\n")
+    env = directory.parts[-3]
+    (directory / "config.yaml").write_text(f"env: {env}\nagent: dreamer\npreset: laptop\nseed: 3\n")
     (directory / "status.json").write_text(json.dumps({"state": "finished", "git": "abc", **status}))
     scores = [
         {"step": 50, "episode/score": 9.0, "episode/length": 9},
@@ -364,149 +359,29 @@ def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "lacks the columns seed, step" in refused(capsys, "compare", str(tmp_path))
 
 
-# ---- what it means -------------------------------------------------------------------------------
-
-STEPS = (10_000, 20_000, 40_000)
-
-
-def rows_of(agent: str, env: str, *returns: tuple[float, ...]) -> list[Row]:
-    """One tuple of evaluations a seed."""
-    common = {"mode": "mode", "std": 1.0, "episodes": 20, "commit": "abc"}
-    return [
-        {**common, "agent": agent, "env": env, "seed": seed, "step": step, "mean": mean, "wall_s": step / 100}
-        for seed, means in enumerate(returns)
-        for step, mean in zip(STEPS, means)
-    ]
+def test_the_same_run_in_two_places_is_refused(tmp_path: Path) -> None:
+    for place in ("a", "b/c"):
+        make_run(tmp_path / place / "CartPole-v1/dreamer/seed3")
+    with pytest.raises(UserError, match="are both dreamer on CartPole-v1 with seed 3; name only one"):
+        collect.read(tmp_path)
+    assert len(collect.read(tmp_path / "a")[1]) == 1
 
 
-def summary_of(*rows: list[Row], entries: tuple[Entry, ...] = ()) -> Summary:
-    found = [row for part in rows for row in part]
-    return summarise("toy", found, entries, list(dict.fromkeys(row["agent"] for row in found)))
+def test_stored_runs_tell_the_pace_of_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, day, seconds in (("a", "2026-02-02", 300.0), ("b", "2026-01-01", 100.0)):
+        status = {"time": day, "seconds": seconds, "step": 100}
+        make_run(tmp_path / "runs" / folder / "CartPole-v1/dreamer/seed3", **status)
+        collect.write(tmp_path / folder, collect.read_entries(tmp_path / "runs" / folder))
+    monkeypatch.setattr("scripts.benchmark.STORED", tmp_path)
+    paces = known_paces(tmp_path / "nothing")
+    assert paces.of(Run("CartPole-v1", "dreamer", 0, 1000, tmp_path, (), "laptop")) == 3.0
 
 
-WALK, RUN = "dmc/walker-walk", "dmc/walker-run"
-FAST = ((850.0, 900.0, 950.0),) * 3
-SLOW = ((100.0, 300.0, 820.0),) * 3
-NEVER = ((10.0, 20.0, 30.0),) * 3
-
-
-def test_the_headline_of_one_task() -> None:
-    found = summary_of(rows_of("dreamer", WALK, *FAST), rows_of("sac", WALK, *SLOW))
-    [pair] = found.comparisons
-    text = headline(pair, "toy")
-    assert text == (
-        f"dreamer reaches 800 in 10k steps, sac in 40k: 4.0 times fewer [4.0, 4.0], on {WALK}."
-    )
-    assert pair.probability.value == 1 and pair.lost == []
-
-
-def test_the_headline_of_more_tasks_and_where_it_loses() -> None:
-    rows = [rows_of("dreamer", WALK, *FAST), rows_of("sac", WALK, *SLOW)]
-    found = summary_of(*rows, rows_of("dreamer", RUN, *SLOW), rows_of("sac", RUN, *((700.0, 880.0, 900.0),) * 3))
-    [pair] = found.comparisons
-    assert pair.ratio.value == pytest.approx(np.sqrt(4 * 0.5))
-    assert headline(pair, "toy").startswith("dreamer reaches 800 in 20k steps, sac in 28.3k: 1.4 times fewer")
-    assert pair.lost == [f"{RUN} (820 against 900 at the end, 2 times the steps to 800)"]
-
-
-def test_a_loss_may_be_within_the_noise_of_the_seeds() -> None:
-    slow = rows_of("dreamer", WALK, (0.0, 0.0, 500.0), (0.0, 0.0, 600.0))
-    [pair] = summary_of(slow, rows_of("sac", WALK, (0.0, 0.0, 540.0), (0.0, 0.0, 580.0))).comparisons
-    assert pair.lost == [f"{WALK} (550 against 560 at the end, within the noise of the seeds)"]
-    [pair] = summary_of(slow, rows_of("sac", WALK, (0.0, 0.0, 601.0), (0.0, 0.0, 602.0))).comparisons
-    assert pair.lost == [f"{WALK} (550 against 601.5 at the end)"]
-
-
-def test_a_comparator_that_never_gets_there_is_censored() -> None:
-    [pair] = summary_of(rows_of("dreamer", WALK, *FAST), rows_of("sac", WALK, *NEVER)).comparisons
-    assert headline(pair, "toy") == (
-        f"dreamer reaches 800 in 10k steps, sac in more than 40k: at least 4.0 times fewer [4.0, ∞], on {WALK}."
-    )
-    [pair] = summary_of(rows_of("dreamer", WALK, *NEVER), rows_of("sac", WALK, *SLOW)).comparisons
-    words = "dreamer reaches 800 in more than 40k steps, sac in 40k: at least 1.0 times more"
-    assert headline(pair, "toy").startswith(words)
-    [pair] = summary_of(rows_of("dreamer", WALK, *NEVER), rows_of("sac", WALK, *NEVER)).comparisons
-    assert headline(pair, "toy").startswith("Neither dreamer nor sac reaches 800")
-
-
-def test_one_seed_has_no_interval(tmp_path: Path) -> None:
-    rows = [*rows_of("dreamer", WALK, FAST[0]), *rows_of("sac", WALK, SLOW[0])]
-    write_report(tmp_path, rows, [], ["dreamer", "sac"], "toy")
-    page = (tmp_path / "report.html").read_text()
-    assert "4.0 times fewer (n=1: no interval)" in page and not re.search(r"\bnan\b", page)
-
-
-def test_unfinished_runs_do_not_count_and_broken_ones_keep_their_last_score() -> None:
-    rows = rows_of("sac", WALK, SLOW[0], (100.0, 300.0))
-    curves, left_out = read_curves(rows, set())
-    assert curves["sac", WALK].seeds == (0,) and "has come to step 20000 of 40000" in left_out[0]
-    curves, left_out = read_curves(rows, {f"{WALK} sac seed1"})
-    assert curves["sac", WALK].returns.tolist() == [[100, 300, 820], [100, 300, 300]] and "broke" in left_out[0]
-
-
-def test_tasks_without_a_known_scale_are_measured_from_random_up() -> None:
-    rows = [rows_of("dreamer", "My-v0", (1.0, 5.0, 9.0)), rows_of("random", "My-v0", (1.0, 1.0, 1.0))]
-    [task] = summary_of(*rows).tasks
-    assert (task.scale.low, task.scale.high, task.scale.measured) == (1, 9, True)
-
-
-def test_the_report_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
-    rows = [row for agent, means in (("dreamer", FAST), ("sac", SLOW)) for row in rows_of(agent, WALK, *means)]
-    failed = [Failed("dmc/walker-walk ppo seed0", 3, ("it <broke>",))]
-    page = write_report(tmp_path, rows, [], ["dreamer", "sac"], "toy", failed).read_text()
-    assert "4.0 times fewer [4.0, 4.0]" in page and "it &lt;broke&gt;" in page
-    assert "prefers-color-scheme: dark" in page and "var(--a1)" in page and "#0101" not in page
-    assert not re.search(r'(src|href)="(?!#)', page) and "http" not in page
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["comparisons"][0]["ratio"]["value"] == pytest.approx(4)
-    assert "4.0 times fewer" in (tmp_path / "report.md").read_text()
-    for chart in ("learning-curves", "wall-clock", "profiles", "aggregates", "aggregate-curve"):
-        assert (tmp_path / f"{chart}.svg").exists() and (tmp_path / f"{chart}.png").stat().st_size > 1000
-
-
-def test_world_models_are_judged_in_the_report(tmp_path: Path) -> None:
-    lists = ("error", "reward_error", "coverage", "reward_coverage", "spread", "imagined_return", "true_return")
-    quality = {name: [0.1, 0.2, 0.3] for name in lists} | {"probes": 9, "continue_accuracy": 1.0, "ends_foreseen": None}
-    gaps = (1.25, 1.75)
-    runs = {"dreamer": [{"step": 40, **quality, "exploitation_gap": [0.0, 1.0, gap]} for gap in gaps], "sac": []}
-    entries: list[Entry] = [
-        {"agent": agent, "env": WALK, "seed": seed, "status": {}, "config": {}, "quality": found}
-        for agent, judgements in runs.items()
-        for seed, found in enumerate([[one] for one in judgements] or [[]])
-    ]
-    rows = [row for agent in runs for row in rows_of(agent, WALK, *FAST)]
-    page = write_report(tmp_path, rows, entries, ["dreamer", "sac"], "toy").read_text()
-    assert "World model of dreamer" in page and "1.5 [1.25, 1.75]" in page and "World model of sac" not in page
-    lines = list(csv.DictReader((tmp_path / "world-models.csv").open()))
-    assert len(lines) == 2 * 3 and lines[2]["ahead"] == "3" and lines[2]["exploitation_gap"] == "1.25"
-    assert lines[0]["ends_foreseen"] == "" and (tmp_path / "world-model-dreamer.svg").exists()
-
-
-def test_arithmetic_is_an_axis_where_it_was_counted(tmp_path: Path) -> None:
-    rows = rows_of("dreamer", WALK, *FAST)
-    write_report(tmp_path / "unknown", rows, [], ["dreamer"], "toy")
-    assert not (tmp_path / "unknown/flops.svg").exists()
-    counted = [{**row, "updates": row["step"], "flops": 1.5e9 * row["step"]} for row in rows]
-    page = write_report(tmp_path / "known", counted, [], ["dreamer"], "toy").read_text()
-    assert (tmp_path / "known/flops.svg").exists() and "<td>60.0</td>" in page, "40k updates of 1.5 GFLOP"
-
-
-def test_published_curves_are_named_with_their_protocol_and_stay_out_of_the_numbers(tmp_path: Path) -> None:
-    page = write_report(tmp_path, rows_of("dreamer", WALK, *FAST), [], ["dreamer"], "toy").read_text()
-    assert "DreamerV3, published (train)" in page and "(eval)" in page
-    assert "DreamerV3" not in (tmp_path / "summary.json").read_text()
-
-
-def test_agents_of_two_commits_or_presets_are_told_apart(tmp_path: Path) -> None:
-    old, new = tmp_path / "old/scores.csv", tmp_path / "new/scores.csv"
-    rows = rows_of("dreamer", WALK, *FAST)
-    names = [found[0]["agent"] for _, found, _ in tell_apart([(new, rows, []), (old, rows, [])])]
-    assert names == ["dreamer (new)", "dreamer (old)"]
-    single = [(tmp_path / f"seed{k}", rows_of("dreamer", WALK, *FAST)[3 * k : 3 * k + 3], []) for k in (0, 1)]
-    assert {found[0]["agent"] for _, found, _ in tell_apart(single)} == {"dreamer"}
-    debug = [{**row, "preset": "debug", "seed": 9} for row in rows[:3]]
-    mixed = tell_apart([(new, [*({**row, "preset": "laptop"} for row in rows), *debug], [])])
-    assert {row["agent"] for row in mixed[0][1]} == {"dreamer/laptop", "dreamer/debug"}
+def test_runs_with_other_options_are_not_taken_for_these(trained: Path) -> None:
+    run = Run("CartPole-v1", "dreamer", 0, 300, trained, (), "debug")
+    check_same([run], suites.Suite("toy", ("CartPole-v1",), options={"observe": "state"}))
+    with pytest.raises(UserError, match="made with the observe state, not pixels"):
+        check_same([run], suites.Suite("toy", ("CartPole-v1",), options={"observe": "pixels"}))
 
 
 def test_baselines_run_with_the_settings_that_are_tuned_for_the_task() -> None:

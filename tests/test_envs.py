@@ -166,6 +166,12 @@ def test_pictures_of_floats_become_bytes() -> None:
     assert env._flat(np.full((16, 16, 3), 0.5, np.float32))["image"].max() == 128
 
 
+def test_parts_of_an_observation_that_would_have_one_name_are_refused() -> None:
+    box = spaces.Box(-1, 1, (2,))
+    with pytest.raises(EnvError, match="the same name, 'a/b'"):
+        make_env(lambda: Probe(spaces.Dict({"a/b": box, "a": spaces.Dict({"b": box})})))
+
+
 def test_unsupported_observations_are_named() -> None:
     with pytest.raises(EnvError, match=r"Text under the key 'words' .* supported are Box, Discrete"):
         make_env(lambda: Probe(spaces.Dict({"words": spaces.Text(3)})))

@@ -21,7 +21,7 @@ from toys import ListLog, make_agent, make_replay
 
 import envs as environments
 from envs import EnvError
-from envs.vector import MAX_RESTARTS, RestartingVectorEnv
+from envs.vector import MAX_RESTARTS, RestartingVectorEnv, merge
 from mbrl.checkpoint import latest
 from mbrl.driver import Driver
 from mbrl.errors import UserError
@@ -335,3 +335,25 @@ def test_restarts_are_counted_by_the_log_of_training() -> None:
         train(agent, envs, make_replay(agent, envs), TrainConfig(steps=100, prefill=50, log_every=5), log)
     assert [metrics["train/env_restarts"] for _, metrics in log.metrics] == [1, 2, 3]
     assert all(metrics["env/worker_rss_mb"] > 1 for _, metrics in log.metrics)
+
+
+# ---- what environments say beside ------------------------------------------------------------------
+
+
+def test_what_rows_say_is_laid_side_by_side_as_gymnasium_does() -> None:
+    plain = {0: {"a": 1, "b": np.ones(2), "c": {"d": 2.5}}, 2: {"a": 3, "b": np.zeros(2), "c": {"d": 1.5}, "e": "x"}}
+    ours, theirs = merge(plain, 3), {}
+    with vector(3) as envs:
+        for i, info in plain.items():
+            theirs = envs._add_info(theirs, info, i)
+    assert ours.keys() == theirs.keys()
+    np.testing.assert_equal(ours, theirs)
+
+
+def test_what_rows_say_need_not_fit_together() -> None:
+    """Contacts differ in number, and a goal may be None: nothing is cut, rounded or raised."""
+    infos = {0: {"contacts": np.zeros(2), "goal": 1, "mean": 1}, 1: {"contacts": np.ones(3), "goal": None, "mean": 0.5}}
+    merged = merge(infos, 2)
+    assert [len(value) for value in merged["contacts"]] == [2, 3]
+    assert merged["goal"].tolist() == [1, None] and merged["mean"].tolist() == [1.0, 0.5]
+    assert merged["_goal"].tolist() == [True, True]

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from test_benchmark import rows_of
+from test_summary import rows_of
 
 from benchmarks import collect, headline
 
 ROOT = Path(__file__).parent.parent
-PLACE = "before\n<!-- toy: made by benchmarks/headline.py -->\nold\n<!-- toy: end -->\nafter\n"
+PLACE = "before\n<!-- toy: made by benchmarks/headline.py -->\nTO BE REPLACED\n<!-- toy: end -->\nafter\n"
 
 
 @pytest.fixture
@@ -34,17 +34,18 @@ def test_the_section_is_written_in_its_place(stored: Path) -> None:
     assert run(stored, "--check") == 1 and (stored / "README.md").read_text() == PLACE
     assert run(stored) == 0 == run(stored, "--check")
     text = (stored / "README.md").read_text()
-    assert text.startswith("before\n<!-- toy") and text.endswith("end -->\nafter\n") and "old" not in text
+    assert text.startswith("before\n<!-- toy") and text.endswith("end -->\nafter\n") and "REPLACED" not in text
     assert "| dreamer | 0.10 [0.05, 0.15] | 0.35 [0.30, 0.40] | 0.55 [0.55, 0.55] |" in text
     assert "| sac | 0.00 [0.00, 0.00] | 0.05 [0.05, 0.05] | 0.30 [0.30, 0.30] |" in text
-    assert "dreamer over 2 tasks is at 0.35 after 20,000 steps; that of sac at 0.30 after 40,000." in text
-    assert "dreamer loses to sac: dmc/walker-run (200 against 300 at the end)." in text
+    assert "Averaged over the 2 tasks, dreamer scores 0.35 after 20,000 steps; sac scores 0.30 after 40,000." in text
+    assert ", on 1 of 2 tasks (toy); elsewhere neither reaches it." in text
+    assert "by steps to the target: dmc/walker-run (200 against 300 after 40k steps)." in text
     assert (stored / "toy" / "aggregate-curve.svg").read_text().count("<svg") == 1
 
 
 def test_an_agent_that_does_not_catch_up_is_not_said_to(stored: Path) -> None:
     assert run(stored, "--agents", "sac,dreamer") == 0
-    assert "The mean of" not in (stored / "README.md").read_text()
+    assert "Averaged" not in (stored / "README.md").read_text()
 
 
 def test_a_readme_without_the_place(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from test_benchmark import RUN, WALK, rows_of, summary_of
+from test_summary import RUN, WALK, rows_of, summary_of
 
 from benchmarks.published import mean_over, published_table
 from benchmarks.reference import published
