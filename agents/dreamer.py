@@ -374,8 +374,8 @@ def reference() -> Preset:
 
 
 def laptop() -> Preset:
-    """What learns most from few steps in an hour for 50,000 of them on a CPU core, as far as we have measured
-    (benchmarks/EFFICIENCY.md).
+    """What learns most from few steps, as far as we have measured (benchmarks/EFFICIENCY.md), at about a second of a
+    CPU core for a dozen environment steps of dm_control.
 
     Against ``reference``: small and short batches, few and short rollouts, learning rates 10 to 25 times
     higher, normalised vectors, a discount over 100 decisions. Where all actions are continuous, correlated noise to
@@ -404,7 +404,7 @@ def laptop() -> Preset:
 
 
 def debug() -> Preset:
-    """Everything runs, in seconds; nothing is learnt."""
+    """A whole training in seconds, with the RSSM and REINFORCE unless asked otherwise; nothing is learnt."""
     model = replace(sized(8), rssm=RSSMConfig(deter=16, stoch=4, classes=4, hidden=8, blocks=2), bins=15)
     values = ActionValueConfig(critic_steps=2, actor_every=2, batch_size=8, dreams=4, dream=2, units=8)
     agent = DreamerConfig(
