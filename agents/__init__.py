@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gymnasium import Space
 
     from agents.policy import Policy
+    from mbrl.checkpoint import Checkpoint
     from mbrl.interfaces import Agent
 
 AGENTS = {
@@ -66,13 +67,24 @@ def load(run: Path | str, *, best: bool = False, device: Any = "cpu") -> Policy:
         UserError: no run is there, or its checkpoints are damaged.
     """
     import mbrl.checkpoint as checkpoints
-    from agents.policy import Policy
     from mbrl.errors import UserError
-    from mbrl.spaces import space_from_json
 
     found = checkpoints.best(run) if best else checkpoints.latest(run)
     if found is None:
         raise UserError(f"no checkpoint in {run}; 'mbrl train ENV' writes one to runs/<env>/<agent>/seed<k>")
+    return restore(found, device)
+
+
+def restore(found: Checkpoint, device: Any = "cpu") -> Policy:
+    """The agent of a checkpoint.
+
+    Raises:
+        UserError: the agent is built differently by now.
+    """
+    import mbrl.checkpoint as checkpoints
+    from agents.policy import Policy
+    from mbrl.spaces import space_from_json
+
     name, values = found.manifest["agent"]["class"], found.manifest["agent"]["config"]
     observation_space = space_from_json(found.manifest["observation_space"])
     action_space = space_from_json(found.manifest["action_space"])

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, ClassVar, get_type_hints
@@ -257,16 +259,29 @@ class Baseline:
         obs = self.read(step.obs)
         if self.normaliser is not None:
             obs = self.normaliser.normalize_obs(obs)
-        policy = self.algorithm.policy
-        if explore and getattr(self.config, "use_sde", False):
-            getattr(policy, "actor", policy).reset_noise(len(step.reward))
-        actions, _ = policy.predict(obs, deterministic=not explore)
+        with self._other_noise(len(step.reward)) if explore else nullcontext():
+            actions, _ = self.algorithm.policy.predict(obs, deterministic=not explore)
         actions = self.to_ours(actions)
         return (self._explore(actions) if explore else actions), state
 
     def _explore(self, actions: Tensor) -> Tensor:
         """Exploration (N, A) that is not part of the policy's own distribution."""
         return actions
+
+    @contextmanager
+    def _other_noise(self, n: int) -> Iterator[None]:
+        """Inside, noise that depends on the state (gSDE) is drawn anew for n; the training goes on with its own."""
+        policy = self.algorithm.policy
+        noisy = getattr(policy, "actor", policy)
+        if not getattr(self.config, "use_sde", False):
+            yield
+            return
+        kept = {name: getattr(noisy.action_dist, name) for name in ("exploration_mat", "exploration_matrices")}
+        noisy.reset_noise(n)
+        try:
+            yield
+        finally:
+            vars(noisy.action_dist).update(kept)
 
     def latents(self, state: State) -> State:
         return {}

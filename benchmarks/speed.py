@@ -121,7 +121,6 @@ def measure(work: Work, budget: float, device: str = "cpu", trace: Path | None =
         "replay_gb_per_million_steps": replay.bytes_per_step * 1e6 / 2**30,
         "peak_device_mb": torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else 0.0,
         "first_update_s": first,
-        "compile_s": 0.0,  # nothing is compiled
         **({"render_frames_per_s": frames, "render_ratio": render_ratio(frames)} if frames else {}),
     }
 
@@ -199,7 +198,6 @@ def show(found: dict[str, Any], console: Console) -> None:
     if "render_ratio" in f:
         row("pictures, ours parallel / dm_control", f["render_ratio"], digits=1)
     row("first update", f["first_update_s"], "s")
-    row("compiling", f["compile_s"], "s")
     console.print(table)
 
 

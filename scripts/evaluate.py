@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
             "runs/<environment>/<agent>/seed<k>, as `mbrl train ENV` makes it"
         )
     set_threads()
-    policy = agents.load(options.run, best=options.best, device=choose_device(options.device))
+    policy = agents.restore(found, choose_device(options.device))
     if "env" not in found.config:
         raise UserError(
             f"{options.run} was made in Python and does not name its environment; call evaluate() there"

@@ -368,6 +368,22 @@ def test_a_run_continues_where_it_stopped(name: str, env: str, config: Any, tmp_
         assert np.array_equal(longer.buffer.rewards[:60], memory.buffer.rewards[:60])
 
 
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("ppo", PpoConfig(n_steps=16, batch_size=8, use_sde=True)),
+        ("sac", SacConfig(learning_starts=20, net_arch=(16,), use_sde=True)),
+    ],
+)
+def test_an_evaluation_leaves_the_noise_of_the_training_alone(name: str, config: Any) -> None:
+    _, agent, _, _ = run(name, config, "Pendulum-v1", brief(40))
+    noisy = agent.algorithm.policy.action_dist if name == "ppo" else agent.algorithm.policy.actor.action_dist
+    before = noisy.exploration_mat, noisy.exploration_matrices
+    scores = [evaluate(agent, environments.make_envs("Pendulum-v1", 2), seed, explore=True).tolist() for seed in (0, 1)]
+    assert scores[0] != scores[1]
+    assert noisy.exploration_mat is before[0] and noisy.exploration_matrices is before[1]
+
+
 def test_pictures_with_vectors_are_trained_on_and_stored(tmp_path: Path) -> None:
     config = SacConfig(learning_starts=14, batch_size=4, net_arch=(16,))
     result, *_ = run("sac", config, seeing, brief(16), directory=tmp_path)

@@ -48,7 +48,6 @@ def test_prints_one_object_with_positive_figures(found: dict[str, Any]) -> None:
     assert min(found["act_steps_per_s"].values()) > 0
     assert tuple(found["breakdown_ms"]) == SECTIONS
     assert min(found["breakdown_ms"].values()) > 0
-    assert found["compile_s"] == 0
 
 
 def test_figures_agree_with_each_other(found: dict[str, Any]) -> None:
