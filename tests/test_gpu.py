@@ -27,6 +27,7 @@ BOX, DISCRETE = spaces.Box(-1, 1, (2,)), spaces.Discrete(3)
 CONFIG = debug().agent
 PATHWISE = replace(CONFIG, actor_gradient="pathwise", starts=5, return_debias=True)
 ENSEMBLE = replace(CONFIG, actor_gradient="action_values", model=replace(CONFIG.model, family="ensemble"))
+MEMORY = replace(ENSEMBLE, action_values=replace(ENSEMBLE.action_values, memory=True))
 NORMALISED = replace(CONFIG, model=replace(CONFIG.model, norm="layer", normalise=True))
 CASES = {
     "reinforce": (CONFIG, VECTOR, BOX),
@@ -74,7 +75,7 @@ def test_an_update_neither_waits_for_the_device_nor_brings_anything_to_it(case: 
     update(*CASES[case], first=StaysThere)
 
 
-@pytest.mark.parametrize("config", [ENSEMBLE, replace(CONFIG, actor_gradient="action_values")])
+@pytest.mark.parametrize("config", [ENSEMBLE, MEMORY, replace(CONFIG, actor_gradient="action_values")])
 def test_all_steps_of_action_values_stay_on_the_device(config: DreamerConfig) -> None:
     agent = Dreamer(config, spaces.Dict(VECTOR), BOX, "meta")
     values, steps = agent.behaviour, random_steps(VECTOR, BOX, "meta")[:, :2]
