@@ -57,8 +57,8 @@ class DreamerConfig:
     "action_values", at imagined states, from a critic of actions that learns from replayed and imagined rewards
     (besides, no pictures). Where one cannot be, the one before it is taken."""
     action_values: ActionValueConfig = field(default_factory=ActionValueConfig)
-    """Actor and critics of "action_values". Beside them only ``noise_correlation`` concerns these: starts, horizon,
-    layers, rates and precision are those of the other two, and of the world model."""
+    """Actor and critics of "action_values", whose starts, horizon, layers, rates and precision are not the ones
+    below: those are of the other two, and of the world model."""
     actor_layers: int = 3
     """Hidden layers of the actor, as wide as the model's heads."""
     critic_layers: int = 3
@@ -115,6 +115,8 @@ def _check(config: DreamerConfig) -> None:
         raise UserError(f"model.family {config.model.family!r} is unknown; use 'rssm' or 'ensemble'")
     if config.precision not in ("float32", "bfloat16"):
         raise UserError(f"precision {config.precision!r} is unknown; use 'float32' or 'bfloat16'")
+    if config.model.horizon <= 1:
+        raise UserError(f"--config.model.horizon is {config.model.horizon}; it must be more than 1 step")
     counts, layers = ("batch_size", "horizon", "critic_updates"), ("actor_layers", "critic_layers")
     least = {**dict.fromkeys(counts, 1), **dict.fromkeys(layers, 0), "batch_length": 2}
     check_least(config, "--config", least if config.starts is None else least | {"starts": 1})

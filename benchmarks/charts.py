@@ -183,7 +183,8 @@ def improvement(summary: Summary) -> Chart | None:
         _rows(panel, [f"over {name}" for name in names], colours)
         panel.set_xlabel(f"P({ours} scores higher)")
 
-    caption = f"Probability that a run of {ours} scores higher at the end than a run of the other agent on one task."
+    caption = f"Probability that a run of {ours} scores higher than a run of the other agent on one task, at the last "
+    caption += "step that both have come to."
     return Chart("probability-of-improvement", "Probability of improvement", caption, 1.0 + 0.32 * len(names), draw)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +31,14 @@ MORE_COLUMNS = ("preset", "updates", "flops", "parameters", "peak_memory_mb")
 NUMBERS = {"seed": int, "step": int, "mean": float, "std": float, "episodes": int, "wall_s": float}
 
 
-def read_entries(runs_dir: Path) -> list[Entry]:
-    """All runs at or below a directory, by environment, agent and seed.
+def read_entries(runs_dir: Path, place: str = "**") -> list[Entry]:
+    """All runs at or below a directory, or at ``place`` in it, by environment, agent and seed."""
+    found = [entry for path in sorted(runs_dir.glob(f"{place}/status.json")) if (entry := read_entry(path.parent))]
+    return sorted(found, key=_run_of)
 
-    Raises:
-        UserError: one seed of an agent on a task is there twice.
-    """
-    found: dict[tuple[str, str, int], tuple[Path, Entry]] = {}
-    for path in sorted(runs_dir.glob("**/status.json")):
-        if (entry := read_entry(path.parent)) is None:
-            continue
-        key = entry["env"], entry["agent"], entry["seed"]
-        if key in found:
-            raise UserError(
-                f"{found[key][0]} and {path.parent} are both {key[1]} on {key[0]} with seed {key[2]}; name only one of "
-                "the directories that they lie in"
-            )
-        found[key] = path.parent, entry
-    return [entry for _, (_, entry) in sorted(found.items(), key=lambda item: item[0])]
+
+def _run_of(entry: Entry) -> tuple[str, str, int]:
+    return entry["env"], entry["agent"], entry["seed"]
 
 
 def read_entry(run: Path) -> Entry | None:
@@ -158,7 +149,7 @@ def read(path: Path) -> tuple[list[Row], list[Entry]]:
     """Rows and runs of a run directory, of a directory of runs, or of a scores.csv with the runs.json beside it.
 
     Raises:
-        UserError: no run is there.
+        UserError: no run is there, or one seed of an agent on a task twice.
     """
     stored = path / "scores.csv" if path.is_dir() and not any(path.glob("**/status.json")) else path
     if stored.is_file():
@@ -170,4 +161,10 @@ def read(path: Path) -> tuple[list[Row], list[Entry]]:
             f"no run is in {path}; name run directories as runs/CartPole-v1/dreamer/seed0, directories of them, "
             "or files scores.csv"
         )
+    for one, other in pairwise(entries_there):
+        if _run_of(one) == _run_of(other):
+            raise UserError(
+                f"two runs in {path} are both {one['agent']} on {one['env']} with seed {one['seed']}; name only one of "
+                "the directories that they lie in"
+            )
     return rows_of(entries_there), entries_there

@@ -23,6 +23,10 @@ from mbrl.errors import UserError
 FILES = (".yaml", ".yml", ".txt")
 
 
+ENV_OPTIONS = {"observe": "state", "action_repeat": None, "max_episode_steps": None, "camera": None, "size": 64}
+"""What may be asked of every environment, and what holds unless it is."""
+
+
 @dataclass(frozen=True)
 class Suite:
     name: str
@@ -47,6 +51,13 @@ class Suite:
                 f"Suite {self.name} is to be evaluated at {list(at)}: that must rise and end with its "
                 f"{self.steps} steps, as in evaluate_at: [{self.steps // 2}, {self.steps}]."
             )
+
+    def difference(self, config: Mapping[str, Any]) -> str:
+        """In what a run (its config.yaml) was made otherwise than this suite has it, in words; empty: in nothing."""
+        for name, wanted in {**ENV_OPTIONS, **self.options}.items():
+            if str(found := config.get(name, wanted)) != str(wanted):
+                return f"{name} {found}, not {wanted}"
+        return ""
 
     def until(self, steps: int) -> Suite:
         """The same suite with another budget: its evaluations up to there, and one at the end."""

@@ -137,7 +137,7 @@ class Summary:
     aggregates: dict[str, dict[str, Interval]]
     """By agent and name, over the tasks that every agent was run on."""
     left_out: list[str]
-    """Runs that have not come to the end of their budget, and why they do not count."""
+    """Runs that do not count, or not as they are, and why."""
 
     @property
     def common(self) -> list[Task]:
@@ -163,18 +163,13 @@ def summarise(
     Raises:
         UserError: nothing was evaluated.
     """
-    found, left_out = read_curves([row for row in rows if row["mode"] == "mode"], entries, broken)
+    scored = [row for row in rows if row["mode"] == "mode" and row["agent"] in agents]
+    found, left_out = read_curves(scored, [entry for entry in entries if entry["agent"] in agents], broken)
+    left_out += _drop_without_a_step_in_common(found)
     known = [agent for agent in agents if any(agent == key[0] for key in found)]
     if not known:
         raise UserError("these runs have no evaluation yet; let them run on, and make the report then")
-    envs = list(dict.fromkeys(env for agent, env in found if agent in known))
-    for env in list(envs):
-        curves = {agent: found[agent, env] for agent in known if (agent, env) in found}
-        if max(one.steps[0] for one in curves.values()) > min(one.steps[-1] for one in curves.values()):
-            envs.remove(env)
-            left_out.append(f"{env}: one agent's last evaluation is before another's first, so there is no comparison")
-    if not envs:
-        raise UserError(f"these runs have no step to be compared at: {'; '.join(left_out)}")
+    envs = list(dict.fromkeys(env for _, env in found))
     seen = {entry["env"]: entry["config"].get("observe", "state") for entry in entries}
     tasks = [
         _task(env, {agent: found[agent, env] for agent in known if (agent, env) in found}, seen.get(env, "state"))
@@ -219,7 +214,9 @@ def read_curves(
                 points |= dict.fromkeys((step for step in grids[env] | {goal} if last < step <= goal), points[last])
                 if last < goal:
                     left_out.append(f"{name} broke after step {last:.0f}: its last score counts for all later steps")
-            elif last < end and states.get(name) != "finished":
+            elif last < end and states.get(name) == "finished":
+                left_out.append(f"{name} ended at step {last:.0f}: of the other seeds nothing later counts")
+            elif last < end:
                 del seeds[seed]
                 left_out.append(f"{name} has come to step {last:.0f} of {end:.0f}: it does not count")
         steps = sorted(set.intersection(*(set(points) for points in seeds.values())))
@@ -231,6 +228,21 @@ def read_curves(
     for name in sorted((about.keys() | failed) - scored):
         left_out.append(f"{name} {'broke before its first evaluation' if name in failed else 'was not evaluated yet'}")
     return found, left_out
+
+
+def _drop_without_a_step_in_common(found: dict[tuple[str, str], Curves]) -> list[str]:
+    """Remove, of each task, the agents whose last evaluation is before another's first one; who, in words."""
+    dropped = []
+    for env in dict.fromkeys(env for _, env in found):
+        while True:
+            curves = {agent: one for (agent, other), one in found.items() if other == env}
+            begin, end = max(one.steps[0] for one in curves.values()), min(one.steps[-1] for one in curves.values())
+            if begin <= end:
+                break
+            agent = min(curves, key=lambda agent: curves[agent].steps[-1])
+            del found[agent, env]
+            dropped.append(f"{env} {agent} ended at step {end:.0f}, before others were evaluated: it does not count")
+    return dropped
 
 
 def _goal(entry: Entry | None) -> float:

@@ -269,7 +269,8 @@ def merge(infos: Mapping[int, dict[str, Any]], n: int) -> dict[str, Any]:
         values = {i: info[key] for i, info in infos.items() if key in info}
         nested = all(isinstance(value, dict) for value in values.values())
         merged[key] = merge(values, n) if nested else _side_by_side(values, n)
-        merged[f"_{key}"] = np.isin(np.arange(n), list(values))
+        merged[f"_{key}"] = np.zeros(n, bool)
+        merged[f"_{key}"][list(values)] = True
     return merged
 
 

@@ -153,6 +153,9 @@ class Imagined:
 class Log(Protocol):
     """Where results go; mbrl.logger.Logger is one."""
 
+    def open(self) -> None:
+        """The run begins; nothing can refuse it any more."""
+
     def scalars(self, step: int, metrics: dict[str, Any], /) -> None: ...
     def episode(self, step: int, ret: float, length: int, /) -> None: ...
     def evaluation(self, step: int, mode: Any, returns: Any, /) -> None: ...

@@ -41,7 +41,7 @@ class Sink(Protocol):
 class Logger:
     """Writes a run's metrics and scores. ``resume_step=None`` starts a new run in ``directory``.
 
-    Nothing there is touched before the first line: the run may yet be refused. Every evaluation names the
+    Nothing there is touched before ``open``, or the first line: the run may yet be refused. Every evaluation names the
     ``commit``, where there is one: a run may go on with another.
     """
 
@@ -68,8 +68,10 @@ class Logger:
         """Seconds of training so far, those before a resume included."""
         return time.monotonic() - self._begin
 
-    def _open(self) -> None:
-        """Before the first line: what is there is cut, or set aside."""
+    def open(self) -> None:
+        """The run begins: what is there is cut, or set aside, and dashboards are told. A second call does nothing."""
+        if self._files:
+            return
         self.directory.mkdir(parents=True, exist_ok=True)
         for path in (self.directory / name for name in FILES):
             _set_aside(path) if self.resume_step is None else cut(path, self.resume_step)
@@ -82,8 +84,7 @@ class Logger:
 
     def _write(self, file: str, line: Mapping[str, Any]) -> None:
         """One write and one flush, so that a crash can tear no line but the last."""
-        if not self._files:
-            self._open()
+        self.open()
         clean = {name: _finite(value) for name, value in line.items()}
         self._files[file].write(json.dumps(clean, allow_nan=False) + "\n")
         self._files[file].flush()

@@ -149,7 +149,7 @@ class Replay:
             self.stale.add((self.time - 1) // CHUNK)
 
     def clear(self) -> None:
-        """Forget every step, and what of it is on disk."""
+        """Forget every step, and that any was saved; files that hold one must go before the next ``save``."""
         self.time, self.fresh = 0, np.zeros(self.num_envs, np.int64)
         self.saved_oldest = 0
         self.stale.clear()

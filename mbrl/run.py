@@ -97,15 +97,19 @@ def only_writer(directory: Path) -> Iterator[None]:
     if place in _held:
         yield
         return
-    with (directory / ".lock").open("w") as lock:
+    with (directory / ".lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = read_status(directory).get("pid", "unknown")
+            lock.seek(0)
+            pid = lock.read() or "unknown"
             raise UserError(
                 f"another process (pid {pid}) is training in {directory}; wait for it, stop it with "
                 f"'kill -TERM {pid}', or choose another --seed"
             ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         _held.add(place)
         try:
             yield

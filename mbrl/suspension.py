@@ -107,8 +107,8 @@ def _load_replay(trainer: Trainer, checkpoint: Checkpoint) -> None:
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         trainer.replay.clear()
         aside = checkpoint.replay_directory.with_name("replay-damaged")  # or its files would pass for new ones
-        shutil.rmtree(aside, ignore_errors=True)
         if checkpoint.replay_directory.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
             checkpoint.replay_directory.rename(aside)
         trainer.note(
             f"the stored experience is damaged ({error}): the agent goes on with what it has learnt and "

@@ -8,6 +8,7 @@ environment. N parallel environments, A action dims.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -135,6 +136,7 @@ def train(
     if directory is None:
         with trainer.stop:
             trainer.start() if resume is None else go_on(trainer, resume)
+            log.open()
             trainer.run()
         return trainer.result()
     directory = Path(directory)
@@ -142,8 +144,10 @@ def train(
         trainer.checkpoints = Checkpoints(directory, trainer.run_config, starting=resume is None)
         if resume is not None:
             go_on(trainer, resume)  # refuses what does not fit, before anything is written
+        log.open()
         if run_config is not None:
-            write_atomically(directory / "config.yaml", yaml.safe_dump(run_config, sort_keys=False))
+            plain = json.loads(json.dumps(run_config, default=str))
+            write_atomically(directory / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
         write_status(directory, "running", error=None, **circumstances(), **commands(directory, resume is not None))
         try:
             if resume is None:

@@ -8,7 +8,7 @@ steps, A action, E embedding, F features, X numbers in an observation. Source: H
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -65,7 +65,7 @@ def _check(config: WorldModelConfig, images: bool) -> None:
     """Raises:
     UserError: a number that nothing could be done with.
     """
-    counts = ("units", "depth", "horizon")
+    counts = ("units", "depth")
     layers = ("layers", "reward_layers", "continue_layers")
     check_least(config, "--config.model", {**dict.fromkeys(counts, 1), **dict.fromkeys(layers, 0), "bins": 3})
     if config.bins % 2 == 0:
@@ -129,26 +129,37 @@ class Decoder(nn.Module):
         super().__init__()
         self.sizes, self.discrete = sizes, set(view.discrete)
         self.images, image_shape = image_keys(space)
+        self.names = module_names(view.sizes)
         self.channels = {key: space[key].shape[-1] for key in self.images}  # type: ignore[index]
         if view.size:
             self.mlp = MLP(sum(sizes), config.units, config.layers, config.norm)
-            self.out = nn.ModuleList(Linear(self.mlp.outputs, n) for n in view.sizes.values())
-        self.keys = list(view.sizes)
+            self.out = nn.ModuleDict({self.names[key]: Linear(self.mlp.outputs, n) for key, n in view.sizes.items()})
         if self.images:
             blocks = config.rssm.blocks
             self.conv = ConvDecoder(sizes, image_shape, config.depth, config.units, blocks, config.norm)
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         predictions = {}
-        if self.keys:
+        if self.names:
             x = self.mlp(features)
-            predictions = {key: out(x) for key, out in zip(self.keys, self.out, strict=True)}
+            predictions = {key: self.out[name](x) for key, name in self.names.items()}
         if self.images:
             flat = features.flatten(0, -2)
             image = self.conv(*flat.split(self.sizes, -1)).unflatten(0, features.shape[:-1])
             parts = image.split(list(self.channels.values()), -1)
             predictions |= dict(zip(self.images, parts, strict=True))
         return predictions
+
+
+def module_names(keys: Iterable[str]) -> dict[str, str]:
+    """By key a name that a ModuleDict takes: without a dot, no attribute of its own, and no two alike."""
+    names: dict[str, str] = {}
+    for key in keys:
+        name = key.replace(".", "_")
+        while hasattr(nn.ModuleDict(), name) or name in names.values():
+            name += "_"
+        names[key] = name
+    return names
 
 
 class WorldModel(nn.Module, ABC):

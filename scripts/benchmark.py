@@ -30,6 +30,8 @@ JOBS = 2
 """Runs at a time, without a cluster."""
 EPISODES = 20
 """Of every evaluation, in each mode."""
+PLACE = "*/*/seed*"
+"""Of runs, in the directory of a benchmark."""
 STORED = Path(suites.__file__).parent / "results"
 
 
@@ -210,12 +212,11 @@ def check_same(runs: Sequence[Run], suite: Suite) -> None:
     for run in runs:
         path = run.directory / "config.yaml"
         stored = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-        for name, wanted in {"preset": run.preset, **suite.options}.items():
-            if stored and stored.get(name, wanted) != wanted:
-                raise UserError(
-                    f"{run.directory} was made with the {name} {stored[name]}, not {wanted}; put these runs "
-                    "elsewhere with --runs-dir"
-                )
+        other = "" if stored is None else suite.difference(stored)
+        if stored and stored.get("preset") != run.preset:
+            other = f"preset {stored.get('preset')}, not {run.preset}"
+        if other:
+            raise UserError(f"{run.directory} was made with the {other}; put these runs elsewhere with --runs-dir")
 
 
 def take_stored(directory: Path, runs: Sequence[Run], suite: Suite, runs_dir: Path) -> list[collect.Row]:
@@ -229,7 +230,7 @@ def take_stored(directory: Path, runs: Sequence[Run], suite: Suite, runs_dir: Pa
     found = [
         entry for entry in entries
         if _key(entry) in same and entry["status"].get("step", 0) >= runs[0].steps
-        and all(entry["config"].get(name, value) == value for name, value in suite.options.items())
+        and not suite.difference(entry["config"])
     ]  # fmt: skip
     written = collect.restore(found, runs_dir)
     print(f"{len(found)} of {len(runs)} runs are stored in {directory}; {len(written)} of them were not here yet")
@@ -248,7 +249,7 @@ def known_paces(runs_dir: Path) -> Paces:
     paces = Paces()
     stored = [entry for path in filter(is_scores, STORED.glob("*/scores.csv")) for entry in collect.read(path)[1]]
     stored.sort(key=lambda entry: str(entry["status"].get("time", "")))
-    for entries, add in ((stored, paces.know), (collect.read_entries(runs_dir), paces.learn)):
+    for entries, add in ((stored, paces.know), (collect.read_entries(runs_dir, PLACE), paces.learn)):
         for entry in entries:
             agent, env, status = entry["agent"], entry["env"], entry["status"]
             if agent in AGENTS and status.get("seconds") and status.get("step"):
@@ -287,11 +288,13 @@ def show_plan(runs: Sequence[Run], jobs: int, paces: Paces) -> None:
 
 
 def report(outcome: Outcome, options: argparse.Namespace, stored: Sequence[collect.Row]) -> None:
-    """All seeds of these agents and tasks, with the same presets, that are there, also those of earlier commands."""
-    there = collect.read_entries(options.runs_dir)
-    asked = [run for run in there if run["env"] in options.suite.envs and run["agent"] in options.agents]
-    presets = [preset_of(run["agent"], run["env"], options.preset) for run in asked]
-    entries = [run for run, preset in zip(asked, presets) if run["config"].get("preset") == preset]
+    """All seeds of these agents and tasks, made in the same way, that are there, also those of earlier commands."""
+    suite = options.suite
+    entries = [
+        entry for entry in collect.read_entries(options.runs_dir, PLACE)
+        if entry["env"] in suite.envs and entry["agent"] in options.agents and not suite.difference(entry["config"])
+        and entry["config"].get("preset") == preset_of(entry["agent"], entry["env"], options.preset)
+    ]  # fmt: skip
     path = options.report / "scores.csv"
     earlier = [*stored, *(collect.read_scores(path) if path.exists() else [])]
     rows = collect.write(options.report, entries, earlier)

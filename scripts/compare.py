@@ -71,10 +71,16 @@ def tell_apart(sources: Sequence[Source]) -> list[Source]:
         (
             path,
             [{**row, "agent": name(row["agent"], row.get("preset"), label)} for row in rows],
-            [{**entry, "agent": name(entry["agent"], entry["config"].get("preset"), label)} for entry in entries],
+            [{**entry, "agent": name(entry["agent"], preset_in(rows, entry), label)} for entry in entries],
         )
         for (path, rows, entries), label in zip(sources, names)
     ]
+
+
+def preset_in(rows: Sequence[Row], entry: Entry) -> str | None:
+    """The preset of a run as its rows have it, which those of earlier commits have not."""
+    run = [entry[name] for name in ("agent", "env", "seed")]
+    return next((row.get("preset") for row in rows if [row[name] for name in ("agent", "env", "seed")] == run), None)
 
 
 def labels(paths: Sequence[Path]) -> list[str]:

@@ -186,7 +186,8 @@ def parse(argv: list[str]) -> tuple[Options[Any, Any], Checkpoint | None]:
         raise UserError(
             f"there is no preset '{first.preset}' of {first.agent}; there are: {', '.join(presets)}"
         )
-    directory = run_directory(Path(first.runs_dir), env, first.agent, first.seed)
+    seed = int(first.seed) if first.seed.isdecimal() else first.seed  # 07 is 7; what is no number is refused below
+    directory = run_directory(Path(first.runs_dir), env, first.agent, seed)
     resume = None if first.fresh or env == "ENV" else latest(directory)
     if resume is not None:
         _check_same(resume, env, first.agent, directory)

@@ -201,7 +201,7 @@ def start_over(directory: Path) -> None:
     if rest:
         print(f"--fresh: removing the run in {directory}", file=sys.stderr)
     for path in rest:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def size(number: float) -> str:

@@ -362,9 +362,10 @@ def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_the_same_run_in_two_places_is_refused(tmp_path: Path) -> None:
     for place in ("a", "b/c"):
         make_run(tmp_path / place / "CartPole-v1/dreamer/seed3")
-    with pytest.raises(UserError, match="are both dreamer on CartPole-v1 with seed 3; name only one"):
+    with pytest.raises(UserError, match="are both dreamer on CartPole-v1 with seed 3"):
         collect.read(tmp_path)
     assert len(collect.read(tmp_path / "a")[1]) == 1
+    assert known_paces(tmp_path) and len(collect.read_entries(tmp_path / "a", benchmark.PLACE)) == 1
 
 
 def test_stored_runs_tell_the_pace_of_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,7 +380,9 @@ def test_stored_runs_tell_the_pace_of_the_newest(tmp_path: Path, monkeypatch: py
 
 def test_runs_with_other_options_are_not_taken_for_these(trained: Path) -> None:
     run = Run("CartPole-v1", "dreamer", 0, 300, trained, (), "debug")
-    check_same([run], suites.Suite("toy", ("CartPole-v1",), options={"observe": "state"}))
+    check_same([run], suites.Suite("toy", ("CartPole-v1",)))
+    check_same([run], suites.Suite("toy", ("CartPole-v1",), options={"observe": "state", "size": "64"}))
+    assert suites.Suite("toy", ("CartPole-v1",)).difference({"observe": "pixels"}) == "observe pixels, not state"
     with pytest.raises(UserError, match="made with the observe state, not pixels"):
         check_same([run], suites.Suite("toy", ("CartPole-v1",), options={"observe": "pixels"}))
 

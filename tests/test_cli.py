@@ -189,8 +189,12 @@ def test_fresh_removes_the_old_run_and_says_so(run_copy: Path, capsys: pytest.Ca
     line = ["train", "CartPole-v1", "--runs-dir", str(run_copy), "--steps", "30", "--agent", "random"]
     assert main([*line, "--fresh", "--training.final-episodes", "1", "--no-pictures"]) == 0
     assert marker.exists(), "another agent's run is another directory"
+    elsewhere = run_copy / "elsewhere"
+    elsewhere.mkdir()
+    (marker.parent / "link").symlink_to(elsewhere)
     line = ["train", "CartPole-v1", "--runs-dir", str(run_copy), "--steps", "30", *TINY]
     assert main([*line, "--fresh"]) == 0
+    assert elsewhere.exists() and not (marker.parent / "link").exists()
     assert not marker.exists()
     assert "--fresh: removing" in capsys.readouterr().err
 

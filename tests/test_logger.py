@@ -109,6 +109,9 @@ def test_nothing_is_touched_before_the_first_line(tmp_path):
             pass
     assert [path.name for path in tmp_path.iterdir() if "old" in path.name or "events" in path.name] == []
     assert lines(tmp_path / "metrics.jsonl") == [{"step": 5, "value": 1}]
+    with Logger(tmp_path, sinks=()) as log:
+        log.open()
+    assert lines(tmp_path / "metrics.jsonl.old") == [{"step": 5, "value": 1}]
 
 
 def test_tensorboard_forgets_what_ran_ahead(tmp_path):

@@ -93,7 +93,7 @@ def correspondence(case: str) -> list[tuple[str, str, str]]:
         ("dyn/priorlogit", f"{dynamics}.prior.out", "linear"),
     ]
     table += [("dec/mlp/linear0", f"{decoder}.mlp.0", "swapped"), *mlp("dec/mlp", f"{decoder}.mlp", 3)[1:]]
-    table += [(f"dec/vec/{k}/pred", f"{decoder}.out.{i}", "linear") for i, k in enumerate(("position", "velocity"))]
+    table += [(f"dec/vec/{key}/pred", f"{decoder}.out.{key}", "linear") for key in ("position", "velocity")]
     for theirs, ours, layers, output in [
         ("rew", f"{model}.reward", 1, "logits"),
         ("con", f"{model}.proceed", 1, "logit"),

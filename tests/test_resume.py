@@ -268,9 +268,12 @@ def test_damaged_experience_does_not_come_back(tmp_path: Path, monkeypatch: pyte
     first, _, _ = run(tmp_path, act_at=30)
     assert first.interrupted and "experience is damaged" in first.notes[0]
     assert (tmp_path / "replay-damaged/chunk-000001.npz").read_bytes() == old[:50]
-    second, _, replay = run(tmp_path)
-    assert not second.notes and not second.interrupted
-    assert len(replay) >= 30 + CONFIG.steps - first.env_steps
+    shutil.rmtree(tmp_path / "replay")  # as if killed before the next checkpoint
+    second, _, _ = run(tmp_path, act_at=20)
+    assert (tmp_path / "replay-damaged/chunk-000001.npz").read_bytes() == old[:50]
+    third, _, replay = run(tmp_path)
+    assert not third.notes and not third.interrupted
+    assert len(replay) >= 20 + CONFIG.steps - second.env_steps
 
 
 def test_a_finished_run_that_is_asked_for_with_what_does_not_fit_stays_as_it_was(tmp_path: Path) -> None:

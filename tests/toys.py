@@ -95,6 +95,8 @@ class ListLog:
         self.episodes: list[tuple[int, float, int]] = []
         self.evaluations: list[tuple[int, str, list[float]]] = []
 
+    def open(self) -> None: ...
+
     def scalars(self, step: int, metrics: dict[str, Any]) -> None:
         self.metrics.append((step, metrics))
 
