@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from mbrl.errors import UserError
 from mbrl.logger import read_lines
+from mbrl.run import read_status, write_atomically
 from mbrl.screen import duration, number, steps
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def write_report(run_dir: Path | str) -> Path:
     if not any((run / name).is_file() for name in SOURCES):
         raise UserError(f"{run} is not a run: it has none of {', '.join(SOURCES)}; try: ls -d runs/*/*/*")
     metrics, scores = list(read_lines(run / "metrics.jsonl")), list(read_lines(run / "scores.jsonl"))
-    config, status = _read_config(run / "config.yaml"), _read_status(run / "status.json")
+    config, status = _read_config(run / "config.yaml"), read_status(run)
     title = _title(run, config)
     body = [
         f"<h1>{html.escape(title)}</h1>",
@@ -98,9 +98,7 @@ def write_report(run_dir: Path | str) -> Path:
     head += f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
     page = f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>'
     path = run / "report.html"
-    temporary = run / ".report.html.tmp"
-    temporary.write_text(page + "\n".join(filter(None, body)) + "</body></html>\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, page + "\n".join(filter(None, body)) + "</body></html>\n")
     return path
 
 
@@ -116,14 +114,6 @@ def _read_config(path: Path) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-
-
-def _read_status(path: Path) -> Record:
-    try:
-        status = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}
 
 
 def _title(run: Path, config: Any) -> str:

@@ -41,7 +41,7 @@ def read_status(directory: Path) -> dict[str, Any]:
     """{} where there is none yet."""
     try:
         return dict(json.loads((directory / "status.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return {}
 
 
