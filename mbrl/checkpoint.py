@@ -141,6 +141,11 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def newest_path(directory: Path | str) -> Path | None:
+    """Of the newest checkpoint of a run, whole or not."""
+    return max(_paths(Path(directory) / "checkpoint"), default=None)
+
+
 def latest(directory: Path | str) -> Checkpoint | None:
     """The newest checkpoint of a run that is whole; None where there is none.
 

@@ -18,7 +18,7 @@ import torch
 
 import envs
 from agents import make_agent
-from mbrl.checkpoint import Checkpoint, flatten, latest
+from mbrl.checkpoint import Checkpoint, flatten, latest, newest_path
 from mbrl.commit import git_commit
 from mbrl.driver import read_action_repeat
 from mbrl.errors import UserError
@@ -190,6 +190,8 @@ def check_unchanged(directory: Path, resume: Checkpoint | None) -> None:
     Raises:
         UserError: another process has saved it since then.
     """
+    if resume is not None and newest_path(directory) == resume.path:
+        return  # nothing large is read twice
     found = latest(directory)
     if found and (resume is None or found.path != resume.path):
         raise UserError(f"the run in {directory} went on while this command began; give the same command again")
