@@ -34,10 +34,11 @@ NUMBERS = {"seed": int, "step": int, "mean": float, "std": float, "episodes": in
 def read_entries(runs_dir: Path, place: str = "**") -> list[Entry]:
     """All runs at or below a directory, or at ``place`` in it, by environment, agent and seed."""
     found = [entry for path in sorted(runs_dir.glob(f"{place}/status.json")) if (entry := read_entry(path.parent))]
-    return sorted(found, key=_run_of)
+    return sorted(found, key=run_key)
 
 
-def _run_of(entry: Entry) -> tuple[str, str, int]:
+def run_key(entry: Entry | Row) -> tuple[str, str, int]:
+    """Of which run it is."""
     return entry["env"], entry["agent"], entry["seed"]
 
 
@@ -162,7 +163,7 @@ def read(path: Path) -> tuple[list[Row], list[Entry]]:
             "or files scores.csv"
         )
     for one, other in pairwise(entries_there):
-        if _run_of(one) == _run_of(other):
+        if run_key(one) == run_key(other):
             raise UserError(
                 f"two runs in {path} are both {one['agent']} on {one['env']} with seed {one['seed']}; name only one of "
                 "the directories that they lie in"

@@ -18,13 +18,10 @@ from typing import Any
 
 import yaml
 
+import envs
 from mbrl.errors import UserError
 
 FILES = (".yaml", ".yml", ".txt")
-
-
-ENV_OPTIONS = {"observe": "state", "action_repeat": None, "max_episode_steps": None, "camera": None, "size": 64}
-"""What may be asked of every environment, and what holds unless it is."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class Suite:
 
     def difference(self, config: Mapping[str, Any]) -> str:
         """In what a run (its config.yaml) was made otherwise than this suite has it, in words; empty: in nothing."""
-        for name, wanted in {**ENV_OPTIONS, **self.options}.items():
+        for name, wanted in {**envs.OPTIONS, **self.options}.items():
             if str(found := config.get(name, wanted)) != str(wanted):
                 return f"{name} {found}, not {wanted}"
         return ""

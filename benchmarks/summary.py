@@ -200,15 +200,15 @@ def read_curves(
         point = row["mean"], row["wall_s"], float(row.get("flops") or math.nan)
         runs[row["agent"], row["env"]][row["seed"]][snap(row["step"])] = point
         grids[row["env"]].add(snap(row["step"]))
-    about = {_name(entry): entry for entry in entries}
+    about = {_name(entry["env"], entry["agent"], entry["seed"]): entry for entry in entries}
     states = {name: entry["status"].get("state") for name, entry in about.items()}
     failed = {name for name, state in states.items() if state == "failed"} | set(broken)
-    scored = {f"{env} {agent} seed{seed}" for (agent, env), seeds in runs.items() for seed in seeds}
+    scored = {_name(env, agent, seed) for (agent, env), seeds in runs.items() for seed in seeds}
     found, left_out = {}, []
     for (agent, env), seeds in runs.items():
         end = max(max(points) for points in seeds.values())
         for seed, points in list(seeds.items()):
-            name, last = f"{env} {agent} seed{seed}", max(points)
+            name, last = _name(env, agent, seed), max(points)
             if name in failed:
                 goal = max(end, _goal(about.get(name)))
                 points |= dict.fromkeys((step for step in grids[env] | {goal} if last < step <= goal), points[last])
@@ -255,8 +255,8 @@ def snap(step: float) -> float:
     return float(f"{step:.{max(3, len(str(int(step))) - 3)}g}")
 
 
-def _name(entry: Entry) -> str:
-    return f"{entry['env']} {entry['agent']} seed{entry['seed']}"
+def _name(env: str, agent: str, seed: int) -> str:
+    return f"{env} {agent} seed{seed}"
 
 
 def _task(env: str, curves: dict[str, Curves], observe: str) -> Task:

@@ -31,6 +31,12 @@ Name = str | Callable[..., Any]
 Observe = Literal["state", "pixels", "both"]
 
 
+OPTIONS: dict[str, Any] = {
+    "action_repeat": None, "max_episode_steps": None, "observe": "state", "camera": None, "size": 64,
+}  # fmt: skip
+"""What may be asked of every environment, and what holds unless it is."""
+
+
 def make_env(
     name: Name,
     *,

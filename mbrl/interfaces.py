@@ -92,7 +92,7 @@ class Memory(Protocol):
 
 
 class Loop(Protocol):
-    """What train() lends to an agent that runs its own loop; mbrl.training.Trainer is one."""
+    """What train() lends to an agent that runs its own loop; mbrl.trainer.Trainer is one."""
 
     driver: Driver
     config: TrainConfig

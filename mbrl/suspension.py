@@ -19,7 +19,7 @@ from mbrl.randomness import get_randomness, set_randomness
 from mbrl.steps import Steps
 
 if TYPE_CHECKING:
-    from mbrl.training import Trainer
+    from mbrl.trainer import Trainer
 
 
 def suspend(trainer: Trainer, env_states: bool = True) -> dict[str, Any]:

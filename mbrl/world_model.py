@@ -8,7 +8,7 @@ steps, A action, E embedding, F features, X numbers in an observation. Source: H
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from mbrl.autoencoder import Decoder, Encoder, Plain
 from mbrl.distributions import SymexpTwoHot, bernoulli_loss
 from mbrl.dynamics.ensemble import Ensemble, EnsembleConfig
 from mbrl.dynamics.rssm import RSSM, RSSMConfig
 from mbrl.errors import UserError, check_least
 from mbrl.interfaces import Imagined, State
-from mbrl.networks import MLP, ConvDecoder, ConvEncoder, Head, Linear, TwoHotHead, VectorView
+from mbrl.networks import Head, TwoHotHead
 from mbrl.spaces import is_image
 from mbrl.steps import Steps
 
@@ -75,91 +76,6 @@ def _check(config: WorldModelConfig, images: bool) -> None:
             f"--config.model.depth is {config.depth}; for pictures four times as many must divide by "
             f"--config.model.rssm.blocks, {config.rssm.blocks}"
         )
-
-
-class Plain(nn.Module):
-    """Observations (...) without images -> what networks see of them (..., X)."""
-
-    def __init__(self, config: WorldModelConfig, space: spaces.Dict):
-        super().__init__()
-        self.images: list[str] = []
-        self.view = VectorView(space, config.normalise)
-
-    def update(self, obs: dict[str, Tensor]) -> None:
-        """Take a batch (B, T) into the running statistics of vectors."""
-        if self.view.numeric:
-            self.view.scaling.update(self.view.raw(obs, 2))
-
-    def forward(self, obs: dict[str, Tensor], lead: int) -> Tensor:
-        """``lead`` is the number of leading dims."""
-        x: Tensor = self.view(obs, lead)
-        return x
-
-
-class Encoder(Plain):
-    """Observations (...) -> embedding (..., E)."""
-
-    def __init__(self, config: WorldModelConfig, space: spaces.Dict):
-        super().__init__(config, space)
-        self.images, image_shape = image_keys(space)
-        self.outputs = 0
-        if self.view.size:
-            self.mlp = MLP(self.view.size, config.units, config.layers, config.norm)
-            self.outputs += self.mlp.outputs
-        if self.images:
-            self.conv = ConvEncoder(image_shape, config.depth, config.norm)
-            self.outputs += self.conv.outputs
-
-    def forward(self, obs: dict[str, Tensor], lead: int) -> Tensor:
-        """``lead`` is the number of leading dims."""
-        parts = []
-        if self.view.size:
-            parts.append(self.mlp(self.view(obs, lead)))
-        if self.images:
-            image = torch.cat([obs[key] for key in self.images], -1).float() / 255 - 0.5
-            flat = self.conv(image.flatten(0, lead - 1))
-            parts.append(flat.unflatten(0, image.shape[:lead]))
-        return torch.cat(parts, -1)
-
-
-class Decoder(nn.Module):
-    """Features (..., F) -> predictions per key: vectors as networks see them, images in [0, 1]."""
-
-    def __init__(self, config: WorldModelConfig, space: spaces.Dict, view: VectorView, sizes: tuple[int, int]):
-        super().__init__()
-        self.sizes, self.discrete = sizes, set(view.discrete)
-        self.images, image_shape = image_keys(space)
-        self.names = module_names(view.sizes)
-        self.channels = {key: space[key].shape[-1] for key in self.images}  # type: ignore[index]
-        if view.size:
-            self.mlp = MLP(sum(sizes), config.units, config.layers, config.norm)
-            self.out = nn.ModuleDict({self.names[key]: Linear(self.mlp.outputs, n) for key, n in view.sizes.items()})
-        if self.images:
-            blocks = config.rssm.blocks
-            self.conv = ConvDecoder(sizes, image_shape, config.depth, config.units, blocks, config.norm)
-
-    def forward(self, features: Tensor) -> dict[str, Tensor]:
-        predictions = {}
-        if self.names:
-            x = self.mlp(features)
-            predictions = {key: self.out[name](x) for key, name in self.names.items()}
-        if self.images:
-            flat = features.flatten(0, -2)
-            image = self.conv(*flat.split(self.sizes, -1)).unflatten(0, features.shape[:-1])
-            parts = image.split(list(self.channels.values()), -1)
-            predictions |= dict(zip(self.images, parts, strict=True))
-        return predictions
-
-
-def module_names(keys: Iterable[str]) -> dict[str, str]:
-    """By key a name that a ModuleDict takes: without a dot, no attribute of its own, and no two alike."""
-    names: dict[str, str] = {}
-    for key in keys:
-        name = key.replace(".", "_")
-        while hasattr(nn.ModuleDict(), name) or name in names.values():
-            name += "_"
-        names[key] = name
-    return names
 
 
 class WorldModel(nn.Module, ABC):
@@ -451,23 +367,3 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
     finally:
         for p in params:
             p.requires_grad_(True)
-
-
-def image_keys(space: spaces.Dict) -> tuple[list[str], tuple[int, int, int]]:
-    """The image keys, sorted, and the shape of all of them stacked along the channels.
-
-    Raises:
-        UserError: images of different sizes.
-    """
-    keys = sorted(k for k, s in space.spaces.items() if is_image(s))
-    if not keys:
-        return [], (0, 0, 0)
-    shapes = {key: space[key].shape for key in keys}
-    sizes = {shape[:2] for shape in shapes.values() if shape is not None}
-    if len(sizes) > 1:
-        raise UserError(
-            f"images must share one size, these are {shapes}; "
-            "wrap the environment in gymnasium.wrappers.ResizeObservation(env, (64, 64))"
-        )
-    (height, width), *_ = sizes
-    return keys, (height, width, sum(shape[2] for shape in shapes.values() if shape is not None))

@@ -79,8 +79,8 @@ def tell_apart(sources: Sequence[Source]) -> list[Source]:
 
 def preset_in(rows: Sequence[Row], entry: Entry) -> str | None:
     """The preset of a run as its rows have it, which those of earlier commits have not."""
-    run = [entry[name] for name in ("agent", "env", "seed")]
-    return next((row.get("preset") for row in rows if [row[name] for name in ("agent", "env", "seed")] == run), None)
+    run = collect.run_key(entry)
+    return next((row.get("preset") for row in rows if collect.run_key(row) == run), None)
 
 
 def labels(paths: Sequence[Path]) -> list[str]:

@@ -29,7 +29,7 @@ from mbrl.training import TrainConfig
 Config = TypeVar("Config")
 Training = TypeVar("Training", bound="Loop")
 PRESETS = ("laptop", "reference", "debug")
-ENV_OPTIONS = ("action_repeat", "max_episode_steps", "observe", "camera", "size")
+ENV_OPTIONS = tuple(envs.OPTIONS)
 """What a run says about its environment beside the name; as in ``envs.make_env``."""
 UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 

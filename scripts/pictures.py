@@ -14,7 +14,7 @@ from agents.policy import Policy
 from mbrl.interfaces import Agent
 from mbrl.pictures import dream_gif, dream_plot, write_gif
 from mbrl.randomness import own_randomness
-from mbrl.training import Result
+from mbrl.trainer import Result
 
 FRAMES = 150
 """About as many are drawn of an episode, however long it is."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from gymnasium.vector import VectorEnv
 
 import envs
 from agents import make_agent
@@ -22,19 +23,21 @@ from mbrl.checkpoint import Checkpoint, flatten, latest, newest_path
 from mbrl.commit import git_commit
 from mbrl.driver import read_action_repeat
 from mbrl.errors import UserError
-from mbrl.interfaces import Agent, OwnLoop
+from mbrl.interfaces import Agent, EnvStates, OwnLoop
 from mbrl.logger import Logger
 from mbrl.replay import Replay
 from mbrl.report import write_report
 from mbrl.run import only_writer
 from mbrl.screen import Screen
 from mbrl.spaces import ActionSpec, check_observation_space, is_image
-from mbrl.training import EnvStates, Result, train
+from mbrl.trainer import Result
+from mbrl.training import train
 from scripts.machine import choose_device, free_memory, keep_freed_memory
 from scripts.options import Options, has_own_loop, parse, write_count
 from scripts.pictures import draw
-from scripts.probe import candidates, choose, worth_processes
+from scripts.probe import Compute, candidates, choose, worth_processes
 
+Envs = VectorEnv[Any, Any, Any]
 RUN_FILES = ("config.yaml", "checkpoint", "metrics.jsonl", "status.json", ".lock")
 
 
@@ -44,7 +47,6 @@ def main(argv: list[str]) -> int:
 
 def run(options: Options[Any, Any], resume: Checkpoint | None) -> int:
     """Train; 0 when the run is complete, 128 + signal when it was interrupted (and saved)."""
-    config, directory = options.train_config, options.directory
     choose_device(options.device)  # refuses what is not there
     keep_freed_memory()
     processes = ""
@@ -55,56 +57,77 @@ def run(options: Options[Any, Any], resume: Checkpoint | None) -> int:
     train_envs = envs.make_envs(
         options.env, options.num_envs, parallel=bool(options.parallel), **options.env_options
     )
-    eval_envs = envs.make_envs(options.env, config.eval_episodes, **options.env_options)
+    eval_envs = envs.make_envs(options.env, options.train_config.eval_episodes, **options.env_options)
     try:
-        space, actions = train_envs.single_observation_space, train_envs.single_action_space
-        found = candidates(options.device, options.threads)
-        if has_own_loop(options.agent):  # nothing to time; small networks want one thread, pictures a GPU
-            wanted = any(map(is_image, space.spaces.values()))
-            found = [compute for compute in found if compute.device != "cpu"][:1] * wanted or found[:1]
-        compute = choose(found, options.agent, options.config, space, actions)
+        compute = choose_compute(options, train_envs)
         options = replace(options, threads=compute.threads)
         torch.manual_seed(options.seed)
+        space, actions = train_envs.single_observation_space, train_envs.single_action_space
         agent = make_agent(options.agent, options.config, space, actions, compute.device)
-        action_size, latents = ActionSpec.of(actions).size, agent.latent_spec()
-        space = check_observation_space(space)
-        decisions = math.ceil(config.steps / read_action_repeat(train_envs))
-        if isinstance(agent, OwnLoop):
-            replay = cast(Replay, agent.memory(options.num_envs, decisions))
-        else:
-            replay = Replay(space, action_size, options.num_envs, latents, config.replay, options.seed, compute.device)
+        decisions = math.ceil(options.train_config.steps / read_action_repeat(train_envs))
+        replay = make_replay(options, agent, train_envs, decisions, compute.device)
         computed = f"{compute}   {processes}".rstrip()
         lines = [*header(options, agent, replay, computed, decisions), *differences(options, resume)]
-        resume_step, wall = (None, 0.0) if resume is None else (resume.step, resume.wall)
-        if options.fresh:
-            check_is_run(directory)
-        with only_writer(directory):  # before anything there is touched
-            if not options.fresh:
-                check_unchanged(directory, resume)
-            log = Logger(directory, resume_step, wall_offset=wall, sinks=options.sinks, commit=git_commit())
-            if options.fresh:
-                start_over(directory)
-            with log, Screen(lines) as screen:
-                result = train(
-                    agent,
-                    train_envs,
-                    replay,
-                    config,
-                    log,
-                    eval_envs=eval_envs,
-                    directory=directory,
-                    seed=options.seed,
-                    screen=screen,
-                    resume=resume,
-                    env_states=cast(EnvStates, envs),
-                    run_config=options.plain(),
-                )
-                screen.heartbeat("writing the report")
-                screen.close(finish(options, agent, result))
+        result = carry_out(options, resume, agent, replay, train_envs, eval_envs, lines)
     finally:
         train_envs.close()
         eval_envs.close()
     return 0 if result.signal is None else 128 + result.signal
+
+
+def choose_compute(options: Options[Any, Any], train_envs: Envs) -> Compute:
+    """Device and threads."""
+    space, actions = check_observation_space(train_envs.single_observation_space), train_envs.single_action_space
+    found = candidates(options.device, options.threads)
+    if has_own_loop(options.agent):  # nothing to time; small networks want one thread, pictures a GPU
+        wanted = any(map(is_image, space.spaces.values()))
+        found = [compute for compute in found if compute.device != "cpu"][:1] * wanted or found[:1]
+    return choose(found, options.agent, options.config, space, actions)
+
+
+def make_replay(
+    options: Options[Any, Any], agent: Agent, train_envs: Envs, decisions: int, device: str
+) -> Replay:
+    """For a training of so many decisions; of an agent with a loop of its own, what takes its place."""
+    if isinstance(agent, OwnLoop):
+        return cast(Replay, agent.memory(options.num_envs, decisions))
+    space = check_observation_space(train_envs.single_observation_space)
+    size, limits = ActionSpec.of(train_envs.single_action_space).size, options.train_config.replay
+    return Replay(space, size, options.num_envs, agent.latent_spec(), limits, options.seed, device)
+
+
+def carry_out(
+    options: Options[Any, Any], resume: Checkpoint | None, agent: Agent, replay: Replay, train_envs: Envs,
+    eval_envs: Envs, lines: list[str],
+) -> Result:  # fmt: skip
+    """Train in the run's directory, where nobody else writes meanwhile; ``lines`` head the screen."""
+    directory, (step, wall) = options.directory, (None, 0.0) if resume is None else (resume.step, resume.wall)
+    if options.fresh:
+        check_is_run(directory)
+    with only_writer(directory):  # before anything there is touched
+        if not options.fresh:
+            check_unchanged(directory, resume)
+        log = Logger(directory, step, wall_offset=wall, sinks=options.sinks, commit=git_commit())
+        if options.fresh:
+            start_over(directory)
+        with log, Screen(lines) as screen:
+            result = train(
+                agent,
+                train_envs,
+                replay,
+                options.train_config,
+                log,
+                eval_envs=eval_envs,
+                directory=directory,
+                seed=options.seed,
+                screen=screen,
+                resume=resume,
+                env_states=cast(EnvStates, envs),
+                run_config=options.plain(),
+            )
+            screen.heartbeat("writing the report")
+            screen.close(finish(options, agent, result))
+    return result
 
 
 def header(

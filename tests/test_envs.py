@@ -1,5 +1,6 @@
 """Environments: names and their errors, observation spaces, dm_control's rules, vectors, resumed episodes."""
 
+import inspect
 import io
 import json
 import os
@@ -14,7 +15,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from envs import EnvError, get_states, make_env, make_envs, rendering, restore, set_states
+from envs import OPTIONS, EnvError, get_states, make_env, make_envs, rendering, restore, set_states
 from envs.wrappers import FlatDict, Resumable
 
 ROOT = Path(__file__).parent.parent
@@ -164,6 +165,11 @@ def test_frames_and_channels_stay_together() -> None:
 def test_pictures_of_floats_become_bytes() -> None:
     env = FlatDict(Probe(spaces.Box(0, 1, (16, 16, 3), np.float32)))
     assert env._flat(np.full((16, 16, 3), 0.5, np.float32))["image"].max() == 128
+
+
+def test_the_options_of_every_environment_are_those_of_make_env() -> None:
+    known = inspect.signature(make_env).parameters
+    assert {name: known[name].default for name in OPTIONS} == OPTIONS
 
 
 def test_parts_of_an_observation_that_would_have_one_name_are_refused() -> None:

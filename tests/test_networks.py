@@ -8,6 +8,7 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
+from mbrl.autoencoder import Decoder, Encoder
 from mbrl.dynamics.rssm import RSSMConfig
 from mbrl.errors import UserError
 from mbrl.networks import (
@@ -23,7 +24,7 @@ from mbrl.networks import (
     VectorView,
     make_norm,
 )
-from mbrl.world_model import Decoder, Encoder, WorldModelConfig
+from mbrl.world_model import WorldModelConfig
 
 CONFIG = WorldModelConfig(
     rssm=RSSMConfig(deter=32, stoch=3, classes=4, hidden=8, blocks=4), units=12, depth=2

@@ -28,7 +28,8 @@ from mbrl.checkpoint import Checkpoints, best, latest, pack, unpack
 from mbrl.errors import UserError
 from mbrl.logger import Logger
 from mbrl.run import only_writer, read_status
-from mbrl.training import Result, TrainConfig, train
+from mbrl.trainer import Result
+from mbrl.training import TrainConfig, train
 
 CONFIG = TrainConfig(
     steps=90, prefill=20, pretrain=10, update_ratio=0.7, eval_every=40, eval_episodes=2, final_episodes=2,

@@ -27,7 +27,8 @@ from mbrl.errors import UserError
 from mbrl.evaluation import evaluate
 from mbrl.run import read_status
 from mbrl.steps import Steps
-from mbrl.training import Result, TrainConfig, train
+from mbrl.trainer import Result
+from mbrl.training import TrainConfig, train
 from scripts.main import main
 
 VECTOR = spaces.Dict({"a": spaces.Box(-1, 1, (3,), np.float32), "b": spaces.Discrete(4)})

@@ -23,7 +23,8 @@ from mbrl.checkpoint import latest
 from mbrl.errors import UserError
 from mbrl.evaluation import evaluate
 from mbrl.progress import Pace
-from mbrl.training import Result, TrainConfig, Trainer, train
+from mbrl.trainer import Result, Trainer
+from mbrl.training import TrainConfig, train
 
 SMALL = TrainConfig(
     steps=60, prefill=20, update_ratio=0.5, eval_every=25, eval_episodes=3, final_episodes=4, log_every=10
